@@ -1,0 +1,77 @@
+"""From attentions to kept counts, and from gradients to what the attentions should follow.
+
+Vectors are [L], one entry per pruned weight, on the model's device; nothing here copies to the host.
+"""
+
+import torch
+from torch import Tensor
+
+FLOOR = 0.01  # smallest attention, and smallest kept fraction, of the paper's mode
+
+
+def pruning_ratio(attention: Tensor, alpha: float) -> Tensor:
+    """p = clip((1 - a)^alpha, 0, 0.99), differentiable (arXiv 2111.02399)."""
+    return (1 - attention).clamp(min=0).pow(alpha).clamp(max=1 - FLOOR)
+
+
+def attention_of(density: Tensor, alpha: float) -> Tensor:
+    """The attention whose kept fraction is ``density``: 1 - (1 - density)^(1 / alpha)."""
+    return 1 - (1 - density).pow(1 / alpha)
+
+
+def density_of(attention: Tensor, alpha: float) -> Tensor:
+    """The kept fraction without the paper's floor: 1 - (1 - a)^alpha."""
+    return 1 - (1 - attention.clamp(0, 1)).pow(alpha)
+
+
+def keep_count(attention: Tensor, sizes: Tensor, alpha: float, min_keep: int) -> Tensor:
+    """k = n - floor(p n), int64 [L], never below ``min_keep`` (or n, where a layer is smaller)."""
+    pruned = (pruning_ratio(attention.double(), alpha) * sizes).floor().long()
+    return torch.maximum(sizes - pruned, sizes.clamp(max=min_keep))
+
+
+def soft_density(attention: Tensor, sizes: Tensor, alpha: float) -> Tensor:
+    """S(a): the kept fraction of all weights without rounding, differentiable, 0-d."""
+    return ((1 - pruning_ratio(attention, alpha)) * sizes).sum() / sizes.sum()
+
+
+def density_slope(attention: Tensor, alpha: float) -> Tensor:
+    """d(kept fraction) / d(attention) = alpha (1 - a)^(alpha - 1), kept away from 0 and infinity near a = 1."""
+    return alpha * (1 - attention).clamp(1e-3, 1).pow(alpha - 1)
+
+
+def marginal_value(weight: Tensor, grad: Tensor, threshold: Tensor, band: float) -> Tensor:
+    """What one more kept weight is worth: -mean(grad * weight) over the magnitudes within ``band`` of the threshold.
+
+    Keeping a further fraction dq of a layer of n weights adds the n dq weights just below the threshold, and so to first
+    order lowers the loss by n dq times this. ``grad`` is that of the sparse weight, dense; an empty band gives 0.
+    Returns fp32, 0-d.
+    """
+    magnitude = weight.abs().float()
+    near = (magnitude >= (1 - band) * threshold) & (magnitude <= (1 + band) * threshold)
+    product = (grad.float() * weight.float()).masked_fill(~near, 0)
+    return -product.sum() / near.sum().clamp(min=1)
+
+
+def share_budget(density: Tensor, sizes: Tensor, budget: int, min_keep: int) -> tuple[Tensor, Tensor]:
+    """Scale all densities by one factor so that ``budget`` weights are kept, each layer between ``min_keep`` and all.
+
+    ``density``: [L], above 0; ``sizes``: int64 [L]. Returns the scaled densities (fp64 [L]) and the kept counts (int64
+    [L]), whose sum is ``budget`` exactly wherever the layers' limits allow it. Solved in closed form: the kept total is
+    piecewise linear in the factor, with a kink where a layer meets a limit.
+    """
+    wanted, most = density.double() * sizes, sizes.double()
+    least = most.clamp(max=min_keep)
+    kinks = torch.cat([least / wanted, most / wanted]).sort().values  # [2L]
+    totals = torch.minimum(torch.maximum(kinks[:, None] * wanted, least), most).sum(1)
+    right = (totals < budget).sum().clamp(1, len(kinks) - 1)  # the first kink at or above the budget
+    low, high = totals[right - 1], totals[right]
+    part = ((budget - low) / (high - low).clamp(min=1e-30)).clamp(0, 1)
+    factor = torch.lerp(kinks[right - 1], kinks[right], part)
+    exact = torch.minimum(torch.maximum(factor * wanted, least), most)
+    keep = (exact + 1e-9 * most).floor().clamp(max=most)  # 2.9999999996 is 3
+    spare = budget - keep.sum()
+    remainder = (exact - keep).masked_fill(keep >= most, -1)
+    rank = remainder.argsort(descending=True, stable=True).argsort()
+    keep = torch.minimum(keep + (rank < spare), most)
+    return exact / most, keep.long()

@@ -1,0 +1,110 @@
+"""What sparse layers share: the attention, the threshold, and the way from and to the dense layer."""
+
+import copy
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from aswl_kernels import gate, magnitude_threshold
+
+
+class SparseLayer(nn.Module):
+    """Mixin in front of ``nn.Linear`` or ``nn.Conv2d``: the weight acts as ``attention * weight`` where
+    ``abs(weight) >= threshold`` and as 0 elsewhere (arXiv 2111.02399); its gradient is straight-through.
+
+    ``attention``: parameter [1], 1 at first; ``threshold``: 0-d buffer, 0 (nothing pruned) until a
+    :class:`aswl.ASWL` sets it. Both stay fp32 or wider, whatever dtype the module is moved to.
+    ``attention_scale``: "paper" multiplies the output by the attention, "detached" by 1 and leaves the attention the
+    same gradient.
+    """
+
+    dense_type: type[nn.Module]  # the parent
+    attention_scale = "paper"
+    positions: int | None = None  # products per sample and weight, seen in the last eager forward
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._begin()
+
+    def _begin(self) -> None:
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        self.attention = nn.Parameter(torch.ones(1, device=self.weight.device, dtype=dtype))
+        self.register_buffer("threshold", torch.zeros((), device=self.weight.device, dtype=dtype))
+
+    @classmethod
+    def from_dense(cls, dense: nn.Module) -> Self:
+        """A sparse layer that shares the dense layer's parameters and hooks. Raises ``TypeError`` on another type."""
+        if type(dense) is not cls.dense_type:
+            raise TypeError(f"{cls.__name__}.from_dense: want nn.{cls.dense_type.__name__}; got {type(dense).__name__}")
+        layer = copy.copy(dense)
+        for name, value in vars(layer).items():
+            if isinstance(value, dict):  # parameters, buffers, hooks: a dictionary of its own, the same contents
+                setattr(layer, name, value.copy())
+        return cls.convert_(layer)
+
+    @classmethod
+    def convert_(cls, dense: nn.Module) -> Self:
+        """Turn the dense layer itself into a sparse one, so that every reference to it stays good."""
+        dense.__class__ = cls
+        dense._begin()
+        return dense
+
+    def to_dense(self) -> nn.Module:
+        """An ordinary layer with zeros, the attention folded into weight and bias; this one stays as it is."""
+        return copy.deepcopy(self).fold_()
+
+    @torch.no_grad()
+    def fold_(self) -> nn.Module:
+        """Turn this layer itself into the ordinary one."""
+        self.weight.copy_(gate(self.weight, self.scale(), self.threshold))
+        if self.bias is not None:
+            self.bias.mul_(self.scale())
+        del self.attention, self.threshold
+        for name in ("attention_scale", "positions"):
+            vars(self).pop(name, None)
+        self.__class__ = self.dense_type
+        return self
+
+    def scale(self) -> Tensor:
+        """The factor of the output, [1]: the attention, or 1 with the attention's gradient."""
+        if self.attention_scale == "paper":
+            return self.attention
+        return self.attention - self.attention.detach() + 1
+
+    @property
+    def kept(self) -> int:
+        """How many weights are kept."""
+        return self.weight.numel() - int((self.weight.detach().abs().float() < self.threshold.float()).sum())
+
+    @property
+    def density(self) -> float:
+        """The fraction of weights kept; 1 for an empty layer."""
+        return self.kept / max(self.weight.numel(), 1) if self.weight.numel() else 1.0
+
+    def reset_parameters(self) -> None:
+        """As the parent's; attention 1, nothing pruned."""
+        super().reset_parameters()
+        if "attention" in self._parameters:  # the parent's constructor calls this before there is one
+            with torch.no_grad():
+                self.attention.fill_(1)
+                self.threshold.zero_()
+
+    def _apply(self, fn, recurse=True):
+        held = {name: getattr(self, name).detach() for name in ("attention", "threshold")}
+        super()._apply(fn, recurse)
+        for name, before in held.items():  # a budget in bf16 would be off by 1 in 256
+            now = getattr(self, name)
+            if now.dtype.itemsize < 4:
+                now.data = before.to(device=now.device, dtype=torch.float32)
+        return self
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        dense = {prefix + "attention", prefix + "threshold"}.isdisjoint(state_dict)
+        if dense and prefix + "weight" in state_dict:
+            kept = torch.tensor([self.kept], device=self.weight.device)
+            state_dict = state_dict | {prefix + "attention": self.attention, prefix + "threshold": self.threshold}
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if dense and prefix + "weight" in state_dict:  # as many weights kept as before
+            every = kept >= self.weight.numel()
+            self.threshold.copy_(magnitude_threshold([self.weight], kept)[0].masked_fill(every[0], 0))

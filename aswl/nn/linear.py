@@ -1,0 +1,20 @@
+"""The sparse linear layer."""
+
+from torch import Tensor, nn
+
+from aswl.nn._layer import SparseLayer
+from aswl_kernels import masked_linear
+
+
+class SparseLinear(SparseLayer, nn.Linear):
+    """``nn.Linear`` that trains sparse: y = a (x sparse.T + b), see :class:`SparseLayer`.
+
+    Constructor, shapes ([..., in] to [..., out]), dtypes and parameter names are the parent's; with attention 1 and
+    nothing pruned so is the result. Raises ``ValueError`` on an input of another shape, dtype or device.
+    """
+
+    dense_type = nn.Linear
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.positions = input.shape[1:-1].numel()
+        return masked_linear(input, self.weight, self.threshold, self.scale(), self.bias)

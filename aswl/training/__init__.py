@@ -1,0 +1,1 @@
+"""The workshop: data, models, checkpoints and the training loop around the method."""

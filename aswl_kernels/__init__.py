@@ -1,0 +1,24 @@
+"""Operators of ASWL: functions over tensors, each with a reference in plain PyTorch."""
+
+from aswl_kernels.backends import Backend, backends
+from aswl_kernels.gate import gate
+from aswl_kernels.magnitude_threshold import magnitude_threshold
+from aswl_kernels.masked_conv2d import masked_conv2d
+from aswl_kernels.masked_linear import masked_linear
+from aswl_kernels.pack import PackedWeight, pack, unpack
+from aswl_kernels.sparse_conv2d import sparse_conv2d
+from aswl_kernels.sparse_linear import sparse_linear
+
+__all__ = [
+    "Backend",
+    "PackedWeight",
+    "backends",
+    "gate",
+    "magnitude_threshold",
+    "masked_conv2d",
+    "masked_linear",
+    "pack",
+    "sparse_conv2d",
+    "sparse_linear",
+    "unpack",
+]

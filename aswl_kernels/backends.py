@@ -1,0 +1,52 @@
+"""What this machine offers to the operators."""
+
+import importlib.util
+import os
+from importlib.metadata import version
+from typing import NamedTuple
+
+import torch
+
+
+class Backend(NamedTuple):
+    """``available``, and ``detail``: a version or device name, or the reason why it is missing."""
+
+    available: bool
+    detail: str
+
+
+def backends() -> dict[str, Backend]:
+    """Triton, its interpreter, CUDA and the C++ library: each available or missing, and why.
+
+    Nothing here is required: an operator without a kernel for the device runs on its PyTorch reference.
+    """
+    return {"reference": Backend(True, f"torch {torch.__version__}")} | {
+        "cuda": _cuda(),
+        "triton": _triton(),
+        "interpreter": _interpreter(),
+        "native": Backend(False, "this version has no C++ library; operators run on the PyTorch reference"),
+    }
+
+
+def _cuda() -> Backend:
+    if torch.version.cuda is None:
+        return Backend(False, f"torch {torch.__version__} was built without CUDA")
+    if not torch.cuda.is_available():
+        return Backend(False, f"torch was built for CUDA {torch.version.cuda}, but no device is visible")
+    return Backend(True, f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")
+
+
+def _triton() -> Backend:
+    if importlib.util.find_spec("triton") is None:
+        return Backend(False, "the package triton is not installed")
+    if not torch.cuda.is_available():
+        return Backend(False, f"triton {version('triton')} is installed, but there is no GPU to run it on")
+    return Backend(True, f"triton {version('triton')}")
+
+
+def _interpreter() -> Backend:
+    if importlib.util.find_spec("triton") is None:
+        return Backend(False, "the package triton is not installed")
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return Backend(False, "TRITON_INTERPRET=1 is not set")
+    return Backend(True, "TRITON_INTERPRET=1")

@@ -1,0 +1,52 @@
+"""Mask and scale a weight: the attention's and the threshold's one place in the graph."""
+
+import torch
+from torch import Tensor
+
+from aswl_kernels import reference
+from aswl_kernels._checks import check_scalar, want
+from aswl_kernels._library import define, vmap_by
+
+
+def gate(weight: Tensor, attention: Tensor, threshold: Tensor) -> Tensor:
+    """``attention * weight`` where ``abs(weight) >= threshold``, else 0 (arXiv 2111.02399; ties and NaN are kept).
+
+    ``weight``: floating, any shape; ``attention``, ``threshold``: one element each (0-d or [1]), on its device; the
+    comparison is in fp32. Returns the weight's shape and dtype. The gradient of the weight is straight-through
+    (``attention * dy``, for kept and pruned weights), that of the attention ``sum(dy * sparse)``, summed in fp32 or
+    wider; the threshold has none. Raises ``ValueError`` on another dtype, shape or device.
+    """
+    want(weight.is_floating_point(), "gate", "a floating weight", weight)
+    check_scalar("gate", "attention", attention, weight)
+    check_scalar("gate", "threshold", threshold, weight)
+    return _Gate.apply(weight, attention, threshold)
+
+
+def attention_gradient(grad: Tensor, weight: Tensor, attention: Tensor, threshold: Tensor) -> Tensor:
+    """``sum(grad * sparse)`` in the attention's shape and dtype, at least fp32 inside."""
+    sparse = gate(weight, torch.ones_like(attention), threshold)
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return (grad.to(wide) * sparse.to(wide)).sum().to(attention.dtype).reshape(attention.shape)
+
+
+class _Gate(torch.autograd.Function):
+    vmap = vmap_by(reference.gate)
+
+    @staticmethod
+    def forward(weight, attention, threshold):
+        return _gate(weight, attention, threshold)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        weight, attention, threshold = ctx.saved_tensors
+        weight_grad = (attention.reshape(1) * grad).to(weight.dtype) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return weight_grad, None, None
+        return weight_grad, attention_gradient(grad, weight, attention, threshold), None
+
+
+_gate = define("gate(Tensor weight, Tensor attention, Tensor threshold) -> Tensor", reference.gate)

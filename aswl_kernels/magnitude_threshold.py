@@ -1,0 +1,61 @@
+"""Exact per-layer magnitude thresholds."""
+
+import torch
+from torch import Tensor
+
+from aswl_kernels import reference
+from aswl_kernels._checks import want
+from aswl_kernels._library import LIBRARY, define
+
+
+def magnitude_threshold(weights: list[Tensor], keep: Tensor) -> Tensor:
+    """Every layer's exact keep-th largest magnitude, in one call and without a copy to the host.
+
+    ``weights``: L floating tensors of any shape on one device; ``keep``: int64 [L] on that device. Returns fp32 [L].
+    Magnitudes are compared in fp32 (an fp64 weight is rounded first); a NaN counts as largest. ``keep`` above a
+    layer's size means all of it; ``keep`` below 1, or an empty layer, gives +inf, which keeps nothing finite.
+    Not differentiable. Raises ``ValueError`` on another dtype, shape or device.
+    """
+    weights = list(weights)
+    want(
+        keep.dtype == torch.int64 and keep.shape == (len(weights),),
+        "magnitude_threshold",
+        f"keep int64[{len(weights)}], one count per weight",
+        keep,
+    )
+    for weight in weights:
+        want(
+            weight.is_floating_point() and weight.device == keep.device,
+            "magnitude_threshold",
+            f"floating weights on {keep.device}, keep's device",
+            weight,
+        )
+    return _magnitude_threshold([weight.detach() for weight in weights], keep)
+
+
+def _cpu(weights: list[Tensor], keep: Tensor) -> Tensor:
+    """Radix selection: a histogram of the upper 16 bits finds the bin, ``kthvalue`` the element within it."""
+    return torch.stack([_select(w, k) for w, k in zip(weights, keep.tolist())]) if weights else torch.empty(0)
+
+
+def _select(weight: Tensor, keep: int) -> Tensor:
+    keep = min(keep, weight.numel())
+    if keep < 1:
+        return torch.tensor(float("inf"))
+    bits = weight.abs().float().flatten().view(torch.int32)  # ordered like the magnitudes, NaN above inf
+    upper = bits >> 16
+    at_least = torch.bincount(upper, minlength=1 << 15).flip(0).cumsum(0)  # at_least[i]: weights in the top i + 1 bins
+    top = int(torch.searchsorted(at_least, keep))
+    above = int(at_least[top - 1]) if top > 0 else 0
+    members = bits[upper == (1 << 15) - 1 - top]
+    return members.kthvalue(len(members) - (keep - above) + 1).values.view(torch.float32)
+
+
+def _fake(weights: list[Tensor], keep: Tensor) -> Tensor:
+    return torch.empty_like(keep, dtype=torch.float32)
+
+
+_magnitude_threshold = define(
+    "magnitude_threshold(Tensor[] weights, Tensor keep) -> Tensor", reference.magnitude_threshold, _fake
+)
+LIBRARY.impl("magnitude_threshold", _cpu, "CPU")

@@ -1,0 +1,74 @@
+"""Convolution with a weight that is masked and scaled on the way."""
+
+import torch
+from torch import Tensor
+
+from aswl_kernels import reference
+from aswl_kernels._checks import check_operands, check_scalar, to_autocast
+from aswl_kernels._conv import Size, prepare
+from aswl_kernels._library import define, vmap_by
+from aswl_kernels.gate import gate
+from aswl_kernels.masked_linear import unfold_gradients
+
+
+def masked_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    threshold: Tensor,
+    attention: Tensor | None = None,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """``attention * (conv2d(x, sparse) + bias)``, sparse being the weight where ``abs(weight) >= threshold``, else 0.
+
+    ``x``: [N, C, H, W] or [C, H, W], contiguous or channels_last; ``weight``: [out, C / groups, height, width];
+    ``threshold``, ``attention``: one element (0-d or [1]), None meaning 1; ``bias``: [out]; the geometry as in
+    ``torch.nn.functional.conv2d``. Dtypes, autocast and gradients as in :func:`masked_linear`.
+    Raises ``ValueError`` on another dtype, shape, device or geometry.
+    """
+    op = "masked_conv2d"
+    x = to_autocast(x)
+    check_operands(op, x, weight, bias)
+    check_scalar(op, "threshold", threshold, weight)
+    if attention is not None:
+        check_scalar(op, "attention", attention, weight)
+    batch, *geometry = prepare(op, x, weight.shape, stride, padding, dilation, groups)
+    y = _MaskedConv2d.apply(batch, weight, threshold, attention, bias, *geometry, groups)
+    return y.squeeze(0) if x.dim() == 3 else y
+
+
+class _MaskedConv2d(torch.autograd.Function):
+    vmap = vmap_by(reference.masked_conv2d)
+
+    @staticmethod
+    def forward(x, weight, threshold, attention, bias, stride, padding, dilation, groups):
+        return _masked_conv2d(x, weight, threshold, attention, bias, stride, padding, dilation, groups)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:5])
+        ctx.geometry = inputs[5:]
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, threshold, attention, bias = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.geometry
+        scale = torch.ones(1, device=weight.device) if attention is None else attention
+        needs_x, needs_weight, _, needs_attention, needs_bias, *_ = ctx.needs_input_grad
+        needs = [needs_x, needs_weight or needs_attention, bias is not None and (needs_bias or needs_attention)]
+        folded = gate(weight, scale, threshold).to(x.dtype)
+        x_grad, folded_grad, bias_grad = torch.ops.aten.convolution_backward(
+            grad, x, folded, weight.shape[:1], stride, padding, dilation, False, [0, 0], groups, needs
+        )
+        gradients = unfold_gradients(ctx, folded_grad, bias_grad if needs[2] else None, weight, threshold, scale, bias)
+        return x_grad if needs_x else None, *gradients, None, None, None, None
+
+
+_masked_conv2d = define(
+    "masked_conv2d(Tensor x, Tensor weight, Tensor threshold, Tensor? attention, Tensor? bias, "
+    "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups) -> Tensor",
+    reference.masked_conv2d,
+)

@@ -1,0 +1,116 @@
+"""Compressed rows of a sparse weight."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aswl_kernels import reference
+from aswl_kernels._checks import describe, want
+from aswl_kernels._library import define
+
+
+@dataclass(frozen=True, eq=False)
+class PackedWeight:
+    """The nonzeros of a weight [out, ...], row by row.
+
+    ``values``: floating [nonzeros]; ``columns``: int32 [nonzeros], positions in the flattened row, ascending;
+    ``offsets``: int64 [out + 1], where each row begins; ``shape``: the weight's. Raises ``ValueError`` where these
+    do not belong together.
+    """
+
+    values: Tensor
+    columns: Tensor
+    offsets: Tensor
+    shape: tuple[int, ...]
+
+    def __post_init__(self):
+        object.__setattr__(self, "shape", tuple(self.shape))
+        values, columns, offsets = self.values, self.columns, self.offsets
+        together = (
+            len(self.shape) >= 2
+            and values.dim() == 1
+            and values.is_floating_point()
+            and columns.shape == values.shape
+            and columns.dtype == torch.int32
+            and offsets.shape == (self.shape[0] + 1,)
+            and offsets.dtype == torch.int64
+            and values.device == columns.device == offsets.device
+        )
+        if not together:
+            raise ValueError(
+                "PackedWeight: want floating values [nonzeros], int32 columns [nonzeros] and int64 offsets [rows + 1] "
+                f"on one device for a weight of shape {self.shape}; got {describe(values, columns, offsets)}"
+            )
+
+    def to(self, device: torch.device | str) -> "PackedWeight":
+        """The same weight on another device."""
+        return PackedWeight(self.values.to(device), self.columns.to(device), self.offsets.to(device), self.shape)
+
+
+def pack(weight: Tensor) -> PackedWeight:
+    """Keep the nonzeros of ``weight`` [out, ...] (two or more dimensions, floating) as compressed rows.
+
+    A NaN is a nonzero, -0.0 is not. The values are differentiable with respect to the weight. Raises ``ValueError`` on
+    another dtype or shape.
+    """
+    want(weight.is_floating_point() and weight.dim() >= 2, "pack", "a floating weight [out, ...]", weight)
+    want(weight[0].numel() < 2**31 if len(weight) else True, "pack", "rows of fewer than 2**31 elements", weight)
+    return PackedWeight(*_Pack.apply(weight), weight.shape)
+
+
+def unpack(packed: PackedWeight) -> Tensor:
+    """The dense weight of ``packed.shape``, differentiable with respect to ``packed.values``."""
+    return _Unpack.apply(packed.values, packed.columns, packed.offsets, packed.shape)
+
+
+def gather(dense: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
+    """The elements of ``dense`` [out, ...] at the packed positions."""
+    return dense.flatten(1)[reference.packed_rows(offsets, len(columns)), columns.long()]
+
+
+class _Pack(torch.autograd.Function):
+    @staticmethod
+    def forward(weight):
+        return _pack(weight)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, columns, offsets = output
+        ctx.mark_non_differentiable(columns, offsets)
+        ctx.save_for_backward(columns, offsets)
+        ctx.shape = inputs[0].shape
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        return _Unpack.apply(grad, *ctx.saved_tensors, ctx.shape)
+
+
+class _Unpack(torch.autograd.Function):
+    @staticmethod
+    def forward(values, columns, offsets, shape):
+        return _unpack(values, columns, offsets, shape)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[1:3])
+
+    @staticmethod
+    def backward(ctx, grad):
+        return gather(grad, *ctx.saved_tensors), None, None, None
+
+
+def _fake_pack(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    nonzeros = torch.library.get_ctx().new_dynamic_size()
+    columns = weight.new_empty(nonzeros, dtype=torch.int32)
+    return weight.new_empty(nonzeros), columns, weight.new_empty(weight.shape[0] + 1, dtype=torch.int64)
+
+
+def _fake_unpack(values: Tensor, columns: Tensor, offsets: Tensor, shape: list[int]) -> Tensor:
+    return values.new_empty(shape)
+
+
+_pack = define("pack(Tensor weight) -> (Tensor, Tensor, Tensor)", reference.pack, _fake_pack)
+_unpack = define(
+    "unpack(Tensor values, Tensor columns, Tensor offsets, SymInt[] shape) -> Tensor", reference.unpack, _fake_unpack
+)

@@ -1,0 +1,100 @@
+"""The specification: every operator in a few lines of differentiable PyTorch, on any device and floating dtype.
+
+Thresholds are compared in fp32 whatever the weight's dtype, a NaN is never pruned, and gradients with respect to a
+pruned weight are straight-through (arXiv 2111.02399, section 3): they are those of the weight as if it were kept.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def magnitude_threshold(weights: list[Tensor], keep: Tensor) -> Tensor:
+    """Each layer's keep-th largest magnitude; NaN counts as largest; +inf where keep < 1 or the layer is empty."""
+    thresholds = [torch.full((), float("inf"), device=keep.device)] * len(weights)
+    for i, weight in enumerate(weights):
+        if weight.numel() > 0:
+            ranked = weight.detach().abs().float().flatten().sort(descending=True).values  # NaN sorts first
+            kth = ranked.gather(0, (keep[i : i + 1] - 1).clamp(0, weight.numel() - 1))[0]
+            thresholds[i] = kth.where(keep[i] >= 1, float("inf"))
+    return torch.stack(thresholds) if thresholds else keep.new_empty(0, dtype=torch.float32)
+
+
+def gate(weight: Tensor, attention: Tensor, threshold: Tensor) -> Tensor:
+    """attention * weight where abs(weight) >= threshold, else 0."""
+    kept = ~(weight.abs().float() < threshold.float())  # so that a NaN is kept
+    sparse = weight - weight.masked_fill(kept, 0).detach()
+    return (attention.reshape(1) * sparse).to(weight.dtype)  # a fp32 [1] attention promotes: rounded once
+
+
+def masked_linear(
+    x: Tensor, weight: Tensor, threshold: Tensor, attention: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """attention * (x @ sparse.T + bias), the product in x's dtype."""
+    return F.linear(x, *_folded(x, weight, threshold, attention, bias))
+
+
+def masked_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    threshold: Tensor,
+    attention: Tensor | None,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """attention * (conv2d(x, sparse) + bias), the product in x's dtype."""
+    return F.conv2d(x, *_folded(x, weight, threshold, attention, bias), stride, padding, dilation, groups)
+
+
+def _folded(x, weight, threshold, attention, bias):
+    """The sparse weight and the bias, both scaled by the attention, in x's dtype."""
+    attention = torch.ones(1, device=weight.device) if attention is None else attention
+    if bias is not None:
+        bias = (attention.reshape(1) * bias).to(x.dtype)
+    return gate(weight, attention, threshold).to(x.dtype), bias
+
+
+def pack(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compressed rows of weight [out, ...]: nonzero values, their int32 columns, int64 row offsets [out + 1]."""
+    rows = weight.flatten(1)
+    row, column = (rows != 0).nonzero(as_tuple=True)  # a NaN is nonzero
+    offsets = torch.zeros(len(rows) + 1, dtype=torch.int64, device=weight.device)
+    offsets[1:] = (rows != 0).sum(1).cumsum(0)
+    return rows[row, column], column.to(torch.int32), offsets
+
+
+def packed_rows(offsets: Tensor, nonzeros: int) -> Tensor:
+    """The row of each of the packed nonzeros."""
+    return torch.repeat_interleave(offsets.diff(), output_size=nonzeros)
+
+
+def unpack(values: Tensor, columns: Tensor, offsets: Tensor, shape: list[int]) -> Tensor:
+    """The dense weight of the given shape."""
+    dense = values.new_zeros(shape[0], torch.Size(shape[1:]).numel())
+    return dense.index_put((packed_rows(offsets, len(values)), columns.long()), values).view(shape)
+
+
+def sparse_linear(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor, bias: Tensor | None) -> Tensor:
+    """x @ dense.T + bias."""
+    return F.linear(x, unpack(values, columns, offsets, [len(offsets) - 1, x.shape[-1]]).to(x.dtype), bias)
+
+
+def sparse_conv2d(
+    x: Tensor,
+    values: Tensor,
+    columns: Tensor,
+    offsets: Tensor,
+    shape: list[int],
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """conv2d(x, dense) + bias."""
+    return F.conv2d(
+        x, unpack(values, columns, offsets, shape).to(x.dtype), bias, stride, padding, dilation, groups
+    )

@@ -1,0 +1,61 @@
+"""Linear product with the nonzeros of a packed weight."""
+
+import torch
+from torch import Tensor
+
+from aswl_kernels import reference
+from aswl_kernels._checks import check_operands, to_autocast, want
+from aswl_kernels._library import define
+from aswl_kernels.pack import PackedWeight, gather, unpack
+
+
+def sparse_linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tensor:
+    """``x @ unpack(packed).T + bias``.
+
+    ``x``: [..., in]; ``packed``: of shape (out, in); ``bias``: [out]. Dtypes and autocast as in :func:`masked_linear`.
+    Returns [..., out] in x's dtype. Differentiable in x, ``packed.values`` (at the nonzeros only) and bias.
+    Raises ``ValueError`` on another dtype, shape or device.
+    """
+    op = "sparse_linear"
+    x = to_autocast(x)
+    if len(packed.shape) != 2:
+        raise ValueError(f"{op}: want a weight packed from [out, in]; got one of shape {packed.shape}")
+    check_packed_operands(op, x, packed, bias)
+    want(x.dim() >= 1 and x.shape[-1] == packed.shape[1], op, f"x [..., {packed.shape[1]}]", x)
+    bias = bias if bias is None else bias.to(x.dtype)
+    return _SparseLinear.apply(x, packed.values, packed.columns, packed.offsets, bias)
+
+
+def check_packed_operands(op: str, x: Tensor, packed: PackedWeight, bias: Tensor | None) -> None:
+    """As :func:`check_operands`, for a packed weight."""
+    stand_in = packed.values.new_empty(1).expand(packed.shape[0], 1)
+    check_operands(op, x, stand_in, bias)
+
+
+class _SparseLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(x, values, columns, offsets, bias):
+        return _sparse_linear(x, values, columns, offsets, bias)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:4])
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, values, columns, offsets = ctx.saved_tensors
+        rows, inputs = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+        x_grad = values_grad = None
+        if ctx.needs_input_grad[0]:
+            dense = unpack(PackedWeight(values, columns, offsets, (grad.shape[-1], x.shape[-1])))
+            x_grad = grad @ dense.to(grad.dtype)
+        if ctx.needs_input_grad[1]:
+            values_grad = gather(rows.mT @ inputs, columns, offsets).to(values.dtype)
+        return x_grad, values_grad, None, None, rows.sum(0) if ctx.needs_input_grad[4] else None
+
+
+_sparse_linear = define(
+    "sparse_linear(Tensor x, Tensor values, Tensor columns, Tensor offsets, Tensor? bias) -> Tensor",
+    reference.sparse_linear,
+    lambda x, values, columns, offsets, bias: x.new_empty([*x.shape[:-1], offsets.shape[0] - 1]),
+)
