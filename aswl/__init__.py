@@ -1,6 +1,8 @@
 """ASWL: neural networks trained sparse from scratch (arXiv 2111.02399)."""
 
 from aswl import nn
+from aswl.guard import DeadLayerError
+from aswl.sparsifier import ASWL
 
-__all__ = ["nn"]
+__all__ = ["ASWL", "DeadLayerError", "nn"]
 __version__ = "0.1.0"

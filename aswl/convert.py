@@ -1,7 +1,6 @@
 """Which layers of a model are pruned, and their change of type in place."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -9,24 +8,9 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from aswl.nn import SparseConv2d, SparseLayer, SparseLinear
+from aswl.structure import PrunedWeight
 
 SPARSE_TYPES = {nn.Linear: SparseLinear, nn.Conv2d: SparseConv2d}
-
-
-@dataclass
-class PrunedWeight:
-    """One pruned weight and the layers that use it (more than one where it is tied)."""
-
-    name: str
-    layers: list[SparseLayer]
-
-    @property
-    def weight(self) -> nn.Parameter:
-        return self.layers[0].weight
-
-    @property
-    def attention(self) -> nn.Parameter:
-        return self.layers[0].attention
 
 
 def sparsify(
@@ -37,10 +21,10 @@ def sparsify(
     Left alone are layers that ``include`` (None is everything) does not match or ``exclude`` does, frozen ones,
     depthwise convolutions unless asked for, and weights that some other kind of module uses too (an embedding, say).
     Patterns are shell globs of module names; a module's name stands for all inside it. Raises ``ValueError`` for a
-    pattern that matches nothing, a model with nothing to prune, and wrappers that must come later.
+    pattern that matches nothing, and a model with nothing to prune, ``TypeError`` for a wrapper that must come later.
     """
     if isinstance(model, DataParallel | DistributedDataParallel):
-        raise ValueError(f"ASWL: want the model before it is wrapped in {type(model).__name__}; got the wrapper")
+        raise TypeError(f"ASWL: want the model before it is wrapped in {type(model).__name__}; got the wrapper")
     exclude, include = _patterns(exclude), None if include is None else _patterns(include)
     layers = dict(_layers(model))
     if not layers:
@@ -74,6 +58,19 @@ def sparsify(
         _make_sparse(entry)
     _forbid_fused_inference(model)
     return list(pruned.values()), sum(left_dense.values())
+
+
+def release(model: nn.Module) -> nn.Module:
+    """Turn the model's sparse layers into ordinary ones, in place: attention folded in, zeros where pruned."""
+    folded: set[int] = set()
+    for layer in list(model.modules()):
+        if isinstance(layer, SparseLayer):
+            layer.fold_(weight=id(layer.weight) not in folded)
+            folded.add(id(layer.weight))
+            for key, hook in list(layer._forward_pre_hooks.items()):
+                if hook is _no_change:
+                    del layer._forward_pre_hooks[key]
+    return model
 
 
 def _patterns(globs: Iterable[str]) -> tuple[str, ...]:

@@ -35,7 +35,9 @@ class Guard:
             if not math.isfinite(size):
                 raise DeadLayerError(f"step {step} refused: the gradient of {name!r} holds NaN or infinity")
         if not any(largest.values()):
-            raise DeadLayerError(f"step {step} refused: every gradient of the network is zero ({', '.join(names[:3])}, ...)")
+            raise DeadLayerError(
+                f"step {step} refused: every gradient of the network is zero ({', '.join(names[:3])}, ...)"
+            )
         for layer in self.idle:
             size = largest.get(f"{layer}.weight" if layer else "weight")
             if size is not None:

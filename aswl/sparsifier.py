@@ -1,28 +1,51 @@
-"""ASWL: makes a model sparse and keeps its thresholds following the optimizer."""
+"""ASWL: makes a model sparse and lets its structure follow the optimizer."""
 
 import copy
 import warnings
-import weakref
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+from torch.optim import Optimizer
 
-from aswl import attention as at
-from aswl.convert import sparsify
+from aswl import attention as rules
+from aswl.attachment import check_optimizer, follow, forbid_steps
+from aswl.convert import release, sparsify
 from aswl.guard import Guard
-from aswl.nn import SparseLayer
-from aswl.schedule import Schedule, density_schedule, gradient_schedule
+from aswl.schedule import Schedule
+from aswl.settings import Settings
+from aswl.steering import Steering
+from aswl.structure import Structure
 from aswl.summary import Summary, summarize
 from aswl_kernels import gate, magnitude_threshold
 
-SMOOTHING = 0.99  # of the marginal values, per step
-
 
 class ASWL:
-    """Attention-based simultaneous learning of sparse structure and weights (arXiv 2111.02399), for any ``nn.Module``."""
+    """Attention-based simultaneous learning of sparse structure and weights (arXiv 2111.02399), for any ``nn.Module``.
+
+    Swaps the model's ``nn.Linear`` and ``nn.Conv2d`` layers for sparse ones in place; parameters stay the same objects.
+    Exactly one of the two modes is chosen:
+
+    ``density``: the fraction of weights to keep, in (0, 1]. ``schedule`` ("cubic", "linear", "constant", or a callable
+    from updates done to density) leads there over the first 70% of ``steps`` optimizer updates, and after each update
+    exactly ``round(density * n)`` of all n weights are kept, shared out by the attentions.
+    ``gamma``: the paper's mode. Add :meth:`penalty` to the loss; where the density ends is a matter of its strength.
+
+    ``include``, ``exclude``: shell globs of module names (None is all); frozen layers, and depthwise convolutions unless
+    ``depthwise``, stay dense. ``alpha``: exponent of the pruning ratio p = (1 - a)^alpha. ``min_keep``: weights that
+    every layer keeps. ``attention_scale``: "paper" multiplies outputs by the attention, "detached" (default of
+    ``density``) only takes the gradient. ``attention_gradient``: what moves the attentions: "scale" (the paper's),
+    "band" (what weights near the threshold are worth, see ``docs/method.md``; default of ``density``) or "both".
+    ``dense_gradient``: factor of the pruned weights' gradient, a number or a callable of the step; by default 1 with
+    ``gamma``, and 1 to 0 between 30% and 60% of ``steps`` with ``density``. ``band``: half-width, relative to the
+    threshold. ``refresh_every``: updates between two refreshes of the thresholds. ``initial_attention``,
+    ``penalty_target`` (r) and ``weight_penalty`` (lambda) belong to the paper's loss. ``guard=False`` switches off the
+    check for dead or non-finite gradients, which waits for the device once per step.
+
+    Raises ``ValueError`` for options out of range, patterns that match nothing, and models with nothing to prune; warns
+    where the density asked for cannot be met.
+    """
 
     def __init__(
         self,
@@ -42,113 +65,192 @@ class ASWL:
         dense_gradient: float | Schedule | None = None,
         band: float = 0.15,
         refresh_every: int = 1,
+        initial_attention: float | None = None,
         penalty_target: float = 0.0,
         weight_penalty: float = 0.0,
-        initial_attention: float | None = None,
         guard: bool = True,
     ):
-        if (density is None) == (gamma is None):
-            raise ValueError(f"ASWL: want exactly one of density and gamma; got density={density}, gamma={gamma}")
-        self.gamma = gamma
-        self.alpha = alpha
-        self.min_keep = min_keep
-        self.band = band
-        self.refresh_every = refresh_every
-        self.penalty_target, self.weight_penalty = penalty_target, weight_penalty
-        self.attention_scale = attention_scale or ("paper" if density is None else "detached")
-        self.attention_gradient = attention_gradient or ("scale" if density is None else "band")
-        self.target = None if density is None else density_schedule(schedule, density, steps)
-        self.dense_gradient = gradient_schedule(1.0 if density is None and dense_gradient is None else dense_gradient, steps)
-        self.model = getattr(model, "_orig_mod", model)
-        self.entries, self.left_dense = sparsify(self.model, include, exclude, depthwise)
+        self.settings = Settings(
+            density,
+            gamma,
+            alpha,
+            steps,
+            schedule,
+            min_keep,
+            attention_scale,
+            attention_gradient,
+            dense_gradient,
+            band,
+            refresh_every,
+            initial_attention,
+            penalty_target,
+            weight_penalty,
+        )
+        self.model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
         self.step = 0
-        self.optimizer = None
-        for e in self.entries:
-            for l in e.layers:
-                l.attention_scale = self.attention_scale
-            with torch.no_grad():
-                e.attention.fill_(initial_attention or 1.0)
-        dev = self.entries[0].weight.device
-        self.sizes = torch.tensor([e.weight.numel() for e in self.entries], device=dev)
-        self.values = torch.zeros(len(self.entries), device=dev)
-        self.seen = 0
-        self.guard = Guard([e.name for e in self.entries]) if guard else None
+        entries, left_dense = sparsify(self.model, include, exclude, depthwise)
+        self._structure = Structure(entries)
+        self._steering = Steering(self._structure, self.settings)
+        self._guard = Guard(list(self._structure.counts)) if guard else None
+        self._penalized = False
+        self._warn_of_density(left_dense)
+        for entry in entries:
+            entry.attention.detach().fill_(self.settings.initial_attention)
+            for layer in entry.layers:
+                layer.attention_scale = self.settings.attention_scale
+        self.refresh()
+        self._attached = False
+        self._allow_steps = forbid_steps(self._structure)
+
+    def param_groups(self, *, attention_lr: float = 0.001, **options: Any) -> list[dict[str, Any]]:
+        """Two parameter groups for an optimizer: the model's own parameters with ``options`` (lr, weight_decay, ...), and
+        the attentions with ``attention_lr`` and no weight decay.
+        """
+        attentions = [entry.attention for entry in self._structure.entries if entry.attention.requires_grad]
+        own = {id(attention) for attention in attentions}
+        others = [parameter for parameter in self.model.parameters() if id(parameter) not in own]
+        return [
+            {"params": others, **options},
+            {"params": attentions, **options, "lr": attention_lr, "weight_decay": 0.0},
+        ]
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Let the structure follow every ``optimizer.step()`` from here on, closures and skipped steps included.
+
+        Raises ``TypeError`` for LBFGS and for what is not an optimizer, ``ValueError`` for one that lacks some of
+        the pruned weights or attentions, ``RuntimeError`` when called twice.
+        """
+        if self._attached:
+            raise RuntimeError("attach: called twice; this sparsifier already follows an optimizer")
+        check_optimizer(optimizer, self._structure)
+        follow(optimizer, self._before_update, self._after_update)
+        self._attached = True
+        self._allow_steps()
         self.refresh()
 
-    def param_groups(self, attention_lr=None, **options):
-        att = [e.attention for e in self.entries]
-        ids = {id(a) for a in att}
-        rest = [p for p in self.model.parameters() if id(p) not in ids]
-        lr = attention_lr if attention_lr is not None else (0.001 if self.gamma is not None else 0.01)
-        return [{"params": rest, **options}, {"params": att, **options, "lr": lr, "weight_decay": 0.0}]
-
-    def attach(self, optimizer):
-        optimizer.register_step_pre_hook(self._pre)
-        optimizer.register_step_post_hook(self._post)
-
-    @torch.no_grad()
-    def _pre(self, opt, args, kwargs):
-        if self.guard: self.guard.check(self.model, self.step)
-        c = self.dense_gradient(self.step)
-        vals = []
-        for e in self.entries:
-            t = e.layers[0].threshold
-            vals.append(at.marginal_value(e.weight, e.weight.grad, t, self.band))
-            if c != 1:
-                pruned = e.weight.abs().float() < t
-                if c == 0: e.weight.grad.masked_fill_(pruned, 0)
-                else: e.weight.grad.mul_(torch.where(pruned, c, 1.0))
-        v = torch.stack(vals)
-        self.seen += 1
-        self.values.lerp_(v, max(1 - SMOOTHING, 1 / self.seen))
-        self.follow()
-
-    def follow(self):
-        if self.attention_gradient == "scale":
-            return
-        a = torch.stack([e.attention.detach() for e in self.entries]).flatten()
-        slope = at.density_slope(a, self.alpha)
-        mode = self.attention_gradient
-        if self.gamma is not None or mode == "raw":
-            g = -self.sizes * self.values * slope
-            for e, gi in zip(self.entries, g.unbind()):
-                e.attention.grad += gi
-        elif mode == "band":
-            q = at.density_of(a, self.alpha)
-            k = q * self.sizes
-            norm = (k * self.values.abs()).sum() / k.sum()
-            mean = (k * self.values).sum() / k.sum()
-            s = (self.values - mean) / norm.clamp(min=1e-30)
-            g = -q * s / slope
-            for e, gi in zip(self.entries, g.unbind()):
-                e.attention.grad.fill_(gi)
-        elif mode == "none":
-            for e in self.entries: e.attention.grad.zero_()
+    def penalty(self) -> Tensor:
+        """gamma (S(a) - r)^2 + lambda sum(sparse^2), 0-d and differentiable: in the paper's mode, add it to the loss."""
+        self._penalized = True
+        total = torch.zeros((), device=self._structure.entries[0].weight.device)
+        if self.settings.gamma is not None:
+            density = rules.soft_density(self._structure.attentions(), self._structure.sizes, self.settings.alpha)
+            total = self.settings.gamma * (density - self.settings.penalty_target) ** 2
+        if self.settings.weight_penalty:
+            one = torch.ones(1, device=total.device)
+            sparse = (gate(entry.weight, one, entry.threshold) for entry in self._structure.entries)
+            total = total + self.settings.weight_penalty * torch.stack([w.float().square().sum() for w in sparse]).sum()
+        return total
 
     @torch.no_grad()
-    def _post(self, opt, args, kwargs):
+    def refresh(self) -> None:
+        """Bring attentions, kept counts and thresholds up to date; :meth:`attach` makes this follow the optimizer."""
+        options, sizes, attention = self.settings, self._structure.sizes, self._structure.attentions()
+        if options.target is None:
+            attention = attention.clamp(rules.FLOOR, 1)
+            keep = rules.keep_count(attention, sizes, options.alpha, options.min_keep)
+        else:
+            density = rules.density_of(attention.double(), options.alpha).clamp(min=1e-9)
+            density, keep = rules.share_budget(density, sizes, self._budget(), options.min_keep)
+            attention = rules.attention_of(density, options.alpha)
+        thresholds = magnitude_threshold([entry.weight for entry in self._structure.entries], keep)
+        self._structure.store(attention, thresholds.masked_fill(keep >= sizes, 0))
+
+    @property
+    def density(self) -> float:
+        """The fraction of weights that the pruned layers keep now, counted."""
+        return self._structure.kept() / self._structure.total
+
+    def densities(self) -> dict[str, float]:
+        """The fraction of weights kept now, counted, by layer name (a tied weight goes by its first)."""
+        return {entry.name: entry.layers[0].density for entry in self._structure.entries}
+
+    def summary(self) -> Summary:
+        """Shape, kept weights, density, attention, threshold and FLOPs of each layer; ``print`` it for a table."""
+        return summarize(self._structure.entries)
+
+    def finalize(self) -> nn.Module:
+        """A copy of the model with ordinary layers that hold zeros, the attention folded into weights and biases.
+
+        The trained model stays as it is. Warns where nothing was pruned or the asked density was not reached.
+        """
+        if self.step % self.settings.refresh_every:
+            self.refresh()
+        if self.density == 1:
+            warnings.warn("finalize: nothing was pruned", stacklevel=2)
+        elif (
+            self.settings.density is not None
+            and self.density > self.settings.density + len(self._structure.entries) / self._structure.total
+        ):
+            warnings.warn(
+                f"finalize: density {self.density:.4g} is above the {self.settings.density:.4g} asked for, "
+                f"after {self.step} updates",
+                stacklevel=2,
+            )
+        return release(copy.deepcopy(self.model))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the model's and the optimizer's state do not hold: plain tensors, numbers and names."""
+        return {
+            "layers": dict(self._structure.counts),
+            "step": self.step,
+            "signal": self._steering.signal.clone(),
+            "observed": self._steering.observed,
+            "idle": dict(self._guard.idle) if self._guard else {},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`; load the model's state too, it holds attentions and thresholds.
+
+        Raises ``ValueError`` where the state belongs to a model with other pruned layers.
+        """
+        layers = self._structure.counts
+        if state["layers"] != layers:
+            differing = sorted(dict(state["layers"].items() ^ layers.items()))
+            raise ValueError(f"load_state_dict: want the state of the same pruned layers; these differ: {differing}")
+        self.step, self._steering.observed = state["step"], state["observed"]
+        self._steering.signal = state["signal"].clone()
+        if self._guard:
+            self._guard.idle.update(state["idle"])
+
+    @torch.no_grad()
+    def _before_update(self, scale: Tensor | float) -> None:
+        """Guard; take the attention's signal from the dense gradients; then scale those of the pruned weights."""
+        if self._guard:
+            self._guard.check(self.model, self.step)
+        if self.settings.gamma and not self._penalized:
+            self._penalized = True
+            warnings.warn("ASWL: gamma= prunes through sparsifier.penalty(), which is not in the loss", stacklevel=6)
+        self._steering.apply(scale)
+        factor = self.settings.pruned_gradient(self.step)
+        if factor != 1:
+            for entry in self._structure.entries:
+                if entry.weight.grad is not None:
+                    pruned = entry.weight.abs().float() < entry.threshold
+                    entry.weight.grad.mul_(torch.where(pruned, factor, 1.0))
+
+    def _after_update(self) -> None:
         self.step += 1
-        if self.step % self.refresh_every == 0:
+        if self.step % self.settings.refresh_every == 0:
             self.refresh()
 
-    @torch.no_grad()
-    def refresh(self):
-        a = torch.stack([e.attention.detach() for e in self.entries]).flatten()
-        if self.gamma is not None:
-            a = a.clamp(0.01, 1)
-            keep = at.keep_count(a, self.sizes, self.alpha, self.min_keep)
-        else:
-            budget = round(self.target(self.step) * int(self.sizes.sum()))
-            q = at.density_of(a, self.alpha).clamp(min=1e-6)
-            q, keep = at.share_budget(q, self.sizes, budget, self.min_keep)
-            a = at.attention_of(q, self.alpha).to(a.dtype)
-        t = magnitude_threshold([e.weight for e in self.entries], keep)
-        for e, ai, ti, k in zip(self.entries, a.split(1), t.unbind(), (keep >= self.sizes).unbind()):
-            e.attention.copy_(ai)
-            for l in e.layers: l.threshold.copy_(ti.masked_fill(k, 0))
+    def _budget(self) -> int:
+        density = self.settings.target(self.step)
+        if not 0 < density <= 1:
+            raise ValueError(f"ASWL: want a density in (0, 1] from the schedule; got {density} at step {self.step}")
+        return max(round(density * self._structure.total), 1)
 
-    def penalty(self):
-        a = torch.stack([e.attention for e in self.entries]).flatten()
-        return self.gamma * (at.soft_density(a, self.sizes, self.alpha) - self.penalty_target) ** 2
-
-    def summary(self): return summarize(self.entries)
+    def _warn_of_density(self, left_dense: int) -> None:
+        density, total = self.settings.density, self._structure.total
+        if density is None:
+            return
+        floor = sum(min(size, self.settings.min_keep) for size in self._structure.counts.values())
+        if floor > round(density * total):
+            warnings.warn(
+                f"ASWL: density {density} cannot be met: min_keep holds {floor} of {total} weights", stacklevel=3
+            )
+        if left_dense > density * (total + left_dense):
+            warnings.warn(
+                f"ASWL: density {density} is that of the pruned layers; the model's cannot come below "
+                f"{left_dense / (total + left_dense):.3f}, the share of the layers left dense",
+                stacklevel=3,
+            )

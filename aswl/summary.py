@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from aswl.convert import PrunedWeight
+from aswl.structure import PrunedWeight
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def summarize(entries: list[PrunedWeight]) -> Summary:
                 kept,
                 size,
                 entry.attention.item(),
-                entry.layers[0].threshold.item(),
+                entry.threshold.item(),
                 None if positions is None else 2 * kept * positions,
                 None if positions is None else 2 * size * positions,
             )

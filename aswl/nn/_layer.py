@@ -55,9 +55,10 @@ class SparseLayer(nn.Module):
         return copy.deepcopy(self).fold_()
 
     @torch.no_grad()
-    def fold_(self) -> nn.Module:
-        """Turn this layer itself into the ordinary one."""
-        self.weight.copy_(gate(self.weight, self.scale(), self.threshold))
+    def fold_(self, weight: bool = True) -> nn.Module:
+        """Turn this layer itself into the ordinary one; ``weight=False`` where a tied weight is folded already."""
+        if weight:
+            self.weight.copy_(gate(self.weight, self.scale(), self.threshold))
         if self.bias is not None:
             self.bias.mul_(self.scale())
         del self.attention, self.threshold

@@ -62,7 +62,8 @@ def load(path: str | Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: foreign, it holds other objects than tensors and plain containers") from error
     except Exception as error:  # the zip reader and PyTorch answer damage with many types
-        raise CheckpointError(f"{path}: damaged or foreign ({str(error).partition(chr(10))[0]})") from error
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path}: damaged or foreign ({reason})") from error
     if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path}: foreign, a PyTorch file without the mark {FORMAT}")
     return state

@@ -11,8 +11,13 @@ FORMATS = {
     "parquet": ("*.parquet", "data/*.parquet"),
     "idx": ("*-idx?-ubyte", "*-idx?-ubyte.gz", "*.idx?-ubyte", "*.idx?-ubyte.gz"),
     "cifar": (
-        *("data_batch_*", "test_batch*", "batches.meta*"),
-        *("cifar-10-batches-py/*", "cifar-10-batches-bin/*", "cifar-10-python.tar.gz", "cifar-10-binary.tar.gz"),
+        "data_batch_*",
+        "test_batch*",
+        "batches.meta*",
+        "cifar-10-batches-py/*",
+        "cifar-10-batches-bin/*",
+        "cifar-10-python.tar.gz",
+        "cifar-10-binary.tar.gz",
     ),
 }
 

@@ -1,0 +1,29 @@
+# `make train` and `make test` do everything on a fresh clone, their own environment included.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+
+.PHONY: train test lint bench clean
+
+train: .venv/ready
+	$(BIN)/aswl train digits $(ARGS)
+
+test: .venv/ready
+	$(BIN)/pytest --cov --cov-report=term $(ARGS)
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: .venv/ready
+	$(BIN)/python -m bench.step $(ARGS)
+
+# torch first: what depends on it must not choose its build
+.venv/ready: pyproject.toml setup.py
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[test]"
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info runs

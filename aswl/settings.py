@@ -1,0 +1,77 @@
+"""What a user may ask of :class:`aswl.ASWL`, checked before anything is touched."""
+
+import warnings
+from dataclasses import dataclass, field
+
+from aswl.schedule import Schedule, density_schedule, gradient_schedule
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of :class:`aswl.ASWL` (documented there) with the defaults of the mode filled in.
+
+    Raises ``ValueError`` for a value outside its range, naming what was wanted and what came.
+    """
+
+    density: float | None
+    gamma: float | None
+    alpha: float
+    steps: int | None
+    schedule: str | Schedule
+    min_keep: int
+    attention_scale: str | None
+    attention_gradient: str | None
+    dense_gradient: float | Schedule | None
+    band: float
+    refresh_every: int
+    initial_attention: float | None
+    penalty_target: float
+    weight_penalty: float
+    target: Schedule | None = field(init=False, default=None)  # density by step; None in the paper's mode
+    pruned_gradient: Schedule | None = field(init=False, default=None)  # factor of the pruned weights' gradient by step
+
+    def __post_init__(self):
+        if (self.density is None) == (self.gamma is None):
+            _refuse("exactly one of density and gamma", f"density={self.density}, gamma={self.gamma}")
+        paper = self.density is None
+        _check(paper or 0 < self.density <= 1, "density in (0, 1]", self.density)
+        _check(not paper or 0 <= self.gamma < float("inf"), "gamma >= 0", self.gamma)
+        _check(self.alpha > 0, "alpha > 0", self.alpha)
+        _check(self.steps is None or (isinstance(self.steps, int) and self.steps > 0), "steps >= 1", self.steps)
+        _check(isinstance(self.min_keep, int) and self.min_keep >= 1, "min_keep >= 1", self.min_keep)
+        _check(
+            isinstance(self.refresh_every, int) and self.refresh_every >= 1, "refresh_every >= 1", self.refresh_every
+        )
+        _check(0 < self.band < 1, "band in (0, 1)", self.band)
+        _check(0 <= self.penalty_target <= 1, "penalty_target in [0, 1]", self.penalty_target)
+        _check(self.weight_penalty >= 0, "weight_penalty >= 0", self.weight_penalty)
+        self._default("attention_scale", "paper" if paper else "detached")
+        self._default("attention_gradient", "scale" if paper else "band")
+        # at a = 1 the slope of (1 - a)^alpha is 0 or infinite unless alpha is 1
+        self._default("initial_attention", 1.0 if self.alpha == 1 or not paper else 0.99)
+        _check(
+            self.attention_scale in ("paper", "detached"), "attention_scale 'paper' or 'detached'", self.attention_scale
+        )
+        known = ("scale", "both") if paper else ("band", "scale", "both")
+        _check(self.attention_gradient in known, f"attention_gradient one of {known}", self.attention_gradient)
+        _check(0 < self.initial_attention <= 1, "initial_attention in (0, 1]", self.initial_attention)
+        if paper:
+            self._default("dense_gradient", 1.0)
+        else:
+            self._default("target", density_schedule(self.schedule, self.density, self.steps))
+        self._default("pruned_gradient", gradient_schedule(self.dense_gradient, self.steps))
+        if self.density == 1 or self.gamma == 0:
+            warnings.warn(f"ASWL: density={self.density}, gamma={self.gamma} prunes nothing", stacklevel=4)
+
+    def _default(self, name: str, value: object) -> None:
+        if getattr(self, name) is None:
+            object.__setattr__(self, name, value)
+
+
+def _check(condition: bool, wanted: str, got: object) -> None:
+    if not condition:
+        _refuse(wanted, repr(got))
+
+
+def _refuse(wanted: str, got: str) -> None:
+    raise ValueError(f"ASWL: want {wanted}; got {got}")

@@ -1,0 +1,59 @@
+"""The pruned weights of a model, as a list and as vectors with one entry per weight."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from aswl.nn import SparseLayer
+
+
+@dataclass
+class PrunedWeight:
+    """One pruned weight and the layers that use it (more than one where it is tied)."""
+
+    name: str
+    layers: list[SparseLayer]
+
+    @property
+    def weight(self) -> nn.Parameter:
+        return self.layers[0].weight
+
+    @property
+    def attention(self) -> nn.Parameter:
+        return self.layers[0].attention
+
+    @property
+    def threshold(self) -> Tensor:
+        return self.layers[0].threshold
+
+
+class Structure:
+    """All pruned weights; the vectors are [L] and follow the model to its device."""
+
+    def __init__(self, entries: list[PrunedWeight]):
+        self.entries = entries
+        self.counts = {entry.name: entry.weight.numel() for entry in entries}
+        self.total = sum(self.counts.values())
+        self._sizes = torch.tensor(list(self.counts.values()))
+
+    @property
+    def sizes(self) -> Tensor:
+        """Weights per entry, int64."""
+        self._sizes = self._sizes.to(self.entries[0].weight.device)
+        return self._sizes
+
+    def attentions(self) -> Tensor:
+        """The attentions, differentiable."""
+        return torch.cat([entry.attention for entry in self.entries])
+
+    def kept(self) -> int:
+        """How many weights are kept, counted."""
+        return sum(entry.layers[0].kept for entry in self.entries)
+
+    def store(self, attention: Tensor, threshold: Tensor) -> None:
+        """Write both vectors into the layers."""
+        for entry, a, t in zip(self.entries, attention.split(1), threshold.unbind()):
+            entry.attention.copy_(a)
+            for layer in entry.layers:
+                layer.threshold.copy_(t)
