@@ -56,17 +56,17 @@ def marginal_value(weight: Tensor, grad: Tensor, threshold: Tensor, band: float)
 def share_gradient(attention: Tensor, worth: Tensor, sizes: Tensor, alpha: float) -> Tensor:
     """The attention's gradient that lets a plain optimizer step d(log density) = lr (worth - mean) / mean(abs(worth)).
 
-    ``worth``: of one more kept weight, per layer; means are over kept weights, and the quotient is held within [-1, 1]
-    lest a small layer's noise throw its share about. Together with :func:`share_budget`, which
-    scales all densities by one factor, this comes to rest exactly where a further weight is worth the same in every
-    layer, the optimum under a budget; a step along the plain gradient, n worth d(density)/da, would not.
+    ``worth``: of one more kept weight, per layer. Means are over the kept weights of layers that still have pruned ones
+    (a full layer takes no part in the sharing), and the quotient is held within [-1, 1] lest a small layer's noise throw
+    its share about. Together with :func:`share_budget`, which scales all densities by one factor, this comes to rest
+    exactly where a further weight is worth the same in every layer, the optimum under a budget; a step along the plain
+    gradient, n worth d(density)/da, would not.
     """
     density = density_of(attention, alpha)
-    kept = density * sizes
-    advantage = worth - (kept * worth).sum() / kept.sum()
-    typical = (kept * worth.abs()).sum() / kept.sum()
-    advantage = (advantage / typical.clamp(min=1e-30)).clamp(-1, 1)
-    return -density * advantage / density_slope(attention, alpha)
+    kept = (density * sizes).masked_fill(density >= 1, 0)
+    mean, typical = (kept * worth).sum(), (kept * worth.abs()).sum()
+    advantage = (worth * kept.sum() - mean) / typical.clamp(min=1e-30)
+    return -density * advantage.clamp(-1, 1) / density_slope(attention, alpha)
 
 
 def share_budget(density: Tensor, sizes: Tensor, budget: int, min_keep: int) -> tuple[Tensor, Tensor]:

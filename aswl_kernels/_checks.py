@@ -3,17 +3,19 @@
 import torch
 from torch import Tensor
 
+FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
-def describe(*tensors: Tensor | None) -> str:
-    """Dtype, shape and device of each tensor, for an error text."""
-    parts = (
-        "None" if t is None else f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)} on {t.device}" for t in tensors
+
+def describe(*values: object) -> str:
+    """Dtype, shape and device of each tensor, and any other value as it is, for an error text."""
+    return ", ".join(
+        f"{str(v.dtype).removeprefix('torch.')}{list(v.shape)} on {v.device}" if isinstance(v, Tensor) else repr(v)
+        for v in values
     )
-    return ", ".join(parts)
 
 
-def want(condition: bool, op: str, wanted: str, *got: Tensor | None) -> None:
-    """Raise ``ValueError("<op>: want <wanted>; got <tensors>")`` unless ``condition`` holds."""
+def want(condition: bool, op: str, wanted: str, *got: object) -> None:
+    """Raise ``ValueError("<op>: want <wanted>; got <values>")`` unless ``condition`` holds."""
     if not condition:
         raise ValueError(f"{op}: want {wanted}; got {describe(*got)}")
 
@@ -21,7 +23,7 @@ def want(condition: bool, op: str, wanted: str, *got: Tensor | None) -> None:
 def check_scalar(op: str, name: str, scalar: Tensor, weight: Tensor) -> None:
     """``scalar`` is a floating tensor with one element (0-d or [1]) on the weight's device."""
     want(
-        scalar.dim() <= 1 and scalar.numel() == 1 and scalar.is_floating_point() and scalar.device == weight.device,
+        scalar.dim() <= 1 and scalar.numel() == 1 and scalar.dtype in FLOATING and scalar.device == weight.device,
         op,
         f"{name} a floating 0-d or [1] tensor on {weight.device}",
         scalar,
@@ -30,7 +32,7 @@ def check_scalar(op: str, name: str, scalar: Tensor, weight: Tensor) -> None:
 
 def check_operands(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """``x``, ``weight`` [out, ...] and ``bias`` [out] are floating, on one device, of dtypes that can be multiplied."""
-    want(x.is_floating_point() and weight.is_floating_point(), op, "floating x and weight", x, weight)
+    want(x.dtype in FLOATING and weight.dtype in FLOATING, op, "floating x and weight", x, weight)
     want(x.device == weight.device, op, "x and weight on one device", x, weight)
     master = weight.dtype == torch.float32 and x.dtype in (torch.bfloat16, torch.float16)
     want(x.dtype == weight.dtype or master, op, "x of weight's dtype, or bf16/fp16 x with fp32 weight", x, weight)
@@ -42,6 +44,7 @@ def check_operands(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> N
 def to_autocast(x: Tensor) -> Tensor:
     """``x`` in autocast's dtype where autocast is on, as PyTorch does for the parent operators."""
     kind = x.device.type
-    if x.is_floating_point() and x.dtype != torch.float64 and torch.is_autocast_enabled(kind):
+    eligible = x.dtype in FLOATING and x.dtype != torch.float64 and torch.amp.is_autocast_available(kind)
+    if eligible and torch.is_autocast_enabled(kind):
         return x.to(torch.get_autocast_dtype(kind))
     return x

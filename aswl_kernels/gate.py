@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from aswl_kernels import reference
-from aswl_kernels._checks import check_scalar, want
+from aswl_kernels._checks import FLOATING, check_scalar, want
 from aswl_kernels._library import define, vmap_by
 
 
@@ -16,7 +16,7 @@ def gate(weight: Tensor, attention: Tensor, threshold: Tensor) -> Tensor:
     (``attention * dy``, for kept and pruned weights), that of the attention ``sum(dy * sparse)``, summed in fp32 or
     wider; the threshold has none. Raises ``ValueError`` on another dtype, shape or device.
     """
-    want(weight.is_floating_point(), "gate", "a floating weight", weight)
+    want(weight.dtype in FLOATING, "gate", "a floating weight", weight)
     check_scalar("gate", "attention", attention, weight)
     check_scalar("gate", "threshold", threshold, weight)
     return _Gate.apply(weight, attention, threshold)
@@ -43,10 +43,12 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         weight, attention, threshold = ctx.saved_tensors
-        weight_grad = (attention.reshape(1) * grad).to(weight.dtype) if ctx.needs_input_grad[0] else None
-        if not ctx.needs_input_grad[1]:
-            return weight_grad, None, None
-        return weight_grad, attention_gradient(grad, weight, attention, threshold), None
+        weight_grad = attention_grad = None
+        if ctx.needs_input_grad[0]:
+            weight_grad = (attention.reshape(1) * grad).to(weight.dtype).reshape(weight.shape)
+        if ctx.needs_input_grad[1]:
+            attention_grad = attention_gradient(grad, weight, attention, threshold)
+        return weight_grad, attention_grad, None
 
 
 _gate = define("gate(Tensor weight, Tensor attention, Tensor threshold) -> Tensor", reference.gate)

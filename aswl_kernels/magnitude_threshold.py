@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from aswl_kernels import reference
-from aswl_kernels._checks import want
+from aswl_kernels._checks import FLOATING, want
 from aswl_kernels._library import LIBRARY, define
 
 
@@ -25,7 +25,7 @@ def magnitude_threshold(weights: list[Tensor], keep: Tensor) -> Tensor:
     )
     for weight in weights:
         want(
-            weight.is_floating_point() and weight.device == keep.device,
+            weight.dtype in FLOATING and weight.device == keep.device,
             "magnitude_threshold",
             f"floating weights on {keep.device}, keep's device",
             weight,

@@ -45,8 +45,7 @@ class _MaskedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, weight, threshold, attention, bias = ctx.saved_tensors
-        rows = grad.flatten(0, -2) if grad.dim() > 1 else grad.unsqueeze(0)
-        inputs = x.flatten(0, -2) if x.dim() > 1 else x.unsqueeze(0)
+        rows, inputs = (torch.atleast_2d(t).flatten(0, -2) for t in (grad, x))
         scale = torch.ones(1, device=weight.device) if attention is None else attention
         x_grad = folded_grad = bias_grad = None
         if ctx.needs_input_grad[0]:
@@ -71,7 +70,8 @@ def unfold_gradients(
     if ctx.needs_input_grad[3]:
         attention_grad = attention_gradient(folded_grad, weight, scale, threshold)
         if bias is not None:
-            attention_grad = attention_grad + (bias_grad.to(scale.dtype) * bias).sum().to(scale.dtype)
+            wide = torch.promote_types(bias.dtype, torch.float32)
+            attention_grad = attention_grad + (bias_grad.to(wide) * bias.to(wide)).sum().to(scale.dtype)
     if bias_grad is not None:
         bias_grad = (scale.reshape(1) * bias_grad).to(bias.dtype) if ctx.needs_input_grad[4] else None
     return weight_grad, None, attention_grad, bias_grad

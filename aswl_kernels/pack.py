@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from aswl_kernels import reference
-from aswl_kernels._checks import describe, want
-from aswl_kernels._library import define
+from aswl_kernels._checks import FLOATING, want
+from aswl_kernels._library import define, vmap_by
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,18 +30,15 @@ class PackedWeight:
         together = (
             len(self.shape) >= 2
             and values.dim() == 1
-            and values.is_floating_point()
+            and values.dtype in FLOATING
             and columns.shape == values.shape
             and columns.dtype == torch.int32
             and offsets.shape == (self.shape[0] + 1,)
             and offsets.dtype == torch.int64
             and values.device == columns.device == offsets.device
         )
-        if not together:
-            raise ValueError(
-                "PackedWeight: want floating values [nonzeros], int32 columns [nonzeros] and int64 offsets [rows + 1] "
-                f"on one device for a weight of shape {self.shape}; got {describe(values, columns, offsets)}"
-            )
+        wanted = "floating values [nonzeros], int32 columns [nonzeros] and int64 offsets [rows + 1] on one device"
+        want(together, "PackedWeight", f"{wanted} for a weight of shape {self.shape}", values, columns, offsets)
 
     def to(self, device: torch.device | str) -> "PackedWeight":
         """The same weight on another device."""
@@ -54,14 +51,19 @@ def pack(weight: Tensor) -> PackedWeight:
     A NaN is a nonzero, -0.0 is not. The values are differentiable with respect to the weight. Raises ``ValueError`` on
     another dtype or shape.
     """
-    want(weight.is_floating_point() and weight.dim() >= 2, "pack", "a floating weight [out, ...]", weight)
+    want(weight.dtype in FLOATING and weight.dim() >= 2, "pack", "a floating weight [out, ...]", weight)
     want(weight[0].numel() < 2**31 if len(weight) else True, "pack", "rows of fewer than 2**31 elements", weight)
     return PackedWeight(*_Pack.apply(weight), weight.shape)
 
 
 def unpack(packed: PackedWeight) -> Tensor:
     """The dense weight of ``packed.shape``, differentiable with respect to ``packed.values``."""
-    return _Unpack.apply(packed.values, packed.columns, packed.offsets, packed.shape)
+    return scatter(packed.values, packed.columns, packed.offsets, packed.shape)
+
+
+def scatter(values: Tensor, columns: Tensor, offsets: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A dense tensor of ``shape`` [out, ...] with ``values`` at the packed positions and zeros elsewhere."""
+    return _Unpack.apply(values, columns, offsets, shape)
 
 
 def gather(dense: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
@@ -83,10 +85,12 @@ class _Pack(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, *_):
-        return _Unpack.apply(grad, *ctx.saved_tensors, ctx.shape)
+        return scatter(grad, *ctx.saved_tensors, ctx.shape)
 
 
 class _Unpack(torch.autograd.Function):
+    vmap = vmap_by(reference.unpack)
+
     @staticmethod
     def forward(values, columns, offsets, shape):
         return _unpack(values, columns, offsets, shape)

@@ -24,7 +24,8 @@ def gate(weight: Tensor, attention: Tensor, threshold: Tensor) -> Tensor:
     """attention * weight where abs(weight) >= threshold, else 0."""
     kept = ~(weight.abs().float() < threshold.float())  # so that a NaN is kept
     sparse = weight - weight.masked_fill(kept, 0).detach()
-    return (attention.reshape(1) * sparse).to(weight.dtype)  # a fp32 [1] attention promotes: rounded once
+    folded = (attention.reshape(1) * sparse).to(weight.dtype)  # a fp32 [1] attention promotes: rounded once
+    return folded.reshape(weight.shape)  # 0-d again where it was
 
 
 def masked_linear(
@@ -95,6 +96,4 @@ def sparse_conv2d(
     groups: int,
 ) -> Tensor:
     """conv2d(x, dense) + bias."""
-    return F.conv2d(
-        x, unpack(values, columns, offsets, shape).to(x.dtype), bias, stride, padding, dilation, groups
-    )
+    return F.conv2d(x, unpack(values, columns, offsets, shape).to(x.dtype), bias, stride, padding, dilation, groups)

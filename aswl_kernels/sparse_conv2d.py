@@ -6,8 +6,8 @@ from torch import Tensor
 from aswl_kernels import reference
 from aswl_kernels._checks import to_autocast
 from aswl_kernels._conv import Size, prepare
-from aswl_kernels._library import define
-from aswl_kernels.pack import PackedWeight, gather, unpack
+from aswl_kernels._library import define, vmap_by
+from aswl_kernels.pack import PackedWeight, gather, scatter
 from aswl_kernels.sparse_linear import check_packed_operands
 
 
@@ -37,6 +37,8 @@ def sparse_conv2d(
 
 
 class _SparseConv2d(torch.autograd.Function):
+    vmap = vmap_by(reference.sparse_conv2d)
+
     @staticmethod
     def forward(x, values, columns, offsets, shape, bias, stride, padding, dilation, groups):
         return _sparse_conv2d(x, values, columns, offsets, shape, bias, stride, padding, dilation, groups)
@@ -50,7 +52,7 @@ class _SparseConv2d(torch.autograd.Function):
     def backward(ctx, grad):
         x, values, columns, offsets = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.geometry
-        dense = unpack(PackedWeight(values, columns, offsets, ctx.shape)).to(x.dtype)
+        dense = scatter(values, columns, offsets, ctx.shape).to(x.dtype)
         needs = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[5]]
         x_grad, dense_grad, bias_grad = torch.ops.aten.convolution_backward(
             grad, x, dense, ctx.shape[:1], stride, padding, dilation, False, [0, 0], groups, needs

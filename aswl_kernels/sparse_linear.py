@@ -5,8 +5,8 @@ from torch import Tensor
 
 from aswl_kernels import reference
 from aswl_kernels._checks import check_operands, to_autocast, want
-from aswl_kernels._library import define
-from aswl_kernels.pack import PackedWeight, gather, unpack
+from aswl_kernels._library import define, vmap_by
+from aswl_kernels.pack import PackedWeight, gather, scatter
 
 
 def sparse_linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tensor:
@@ -18,8 +18,7 @@ def sparse_linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -
     """
     op = "sparse_linear"
     x = to_autocast(x)
-    if len(packed.shape) != 2:
-        raise ValueError(f"{op}: want a weight packed from [out, in]; got one of shape {packed.shape}")
+    want(len(packed.shape) == 2, op, "a weight packed from [out, in]", packed.shape)
     check_packed_operands(op, x, packed, bias)
     want(x.dim() >= 1 and x.shape[-1] == packed.shape[1], op, f"x [..., {packed.shape[1]}]", x)
     bias = bias if bias is None else bias.to(x.dtype)
@@ -33,6 +32,8 @@ def check_packed_operands(op: str, x: Tensor, packed: PackedWeight, bias: Tensor
 
 
 class _SparseLinear(torch.autograd.Function):
+    vmap = vmap_by(reference.sparse_linear)
+
     @staticmethod
     def forward(x, values, columns, offsets, bias):
         return _sparse_linear(x, values, columns, offsets, bias)
@@ -44,10 +45,10 @@ class _SparseLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, values, columns, offsets = ctx.saved_tensors
-        rows, inputs = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+        rows, inputs = (torch.atleast_2d(t).flatten(0, -2) for t in (grad, x))
         x_grad = values_grad = None
         if ctx.needs_input_grad[0]:
-            dense = unpack(PackedWeight(values, columns, offsets, (grad.shape[-1], x.shape[-1])))
+            dense = scatter(values, columns, offsets, (grad.shape[-1], x.shape[-1]))
             x_grad = grad @ dense.to(grad.dtype)
         if ctx.needs_input_grad[1]:
             values_grad = gather(rows.mT @ inputs, columns, offsets).to(values.dtype)

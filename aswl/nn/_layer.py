@@ -23,10 +23,6 @@ class SparseLayer(nn.Module):
     attention_scale = "paper"
     positions: int | None = None  # products per sample and weight, seen in the last eager forward
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._begin()
-
     def _begin(self) -> None:
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         self.attention = nn.Parameter(torch.ones(1, device=self.weight.device, dtype=dtype))
@@ -39,7 +35,7 @@ class SparseLayer(nn.Module):
             raise TypeError(f"{cls.__name__}.from_dense: want nn.{cls.dense_type.__name__}; got {type(dense).__name__}")
         layer = copy.copy(dense)
         for name, value in vars(layer).items():
-            if isinstance(value, dict):  # parameters, buffers, hooks: a dictionary of its own, the same contents
+            if isinstance(value, (dict, set)):  # parameters, buffers, hooks: a container of its own, the same contents
                 setattr(layer, name, value.copy())
         return cls.convert_(layer)
 
@@ -81,31 +77,40 @@ class SparseLayer(nn.Module):
     @property
     def density(self) -> float:
         """The fraction of weights kept; 1 for an empty layer."""
-        return self.kept / max(self.weight.numel(), 1) if self.weight.numel() else 1.0
+        return self.kept / self.weight.numel() if self.weight.numel() else 1.0
 
     def reset_parameters(self) -> None:
-        """As the parent's; attention 1, nothing pruned."""
+        """As the parent's; attention 1, nothing pruned. The parent's constructor ends with a call of this."""
         super().reset_parameters()
-        if "attention" in self._parameters:  # the parent's constructor calls this before there is one
-            with torch.no_grad():
-                self.attention.fill_(1)
-                self.threshold.zero_()
+        if "attention" not in self._parameters:
+            self._begin()
+        with torch.no_grad():
+            self.attention.fill_(1)
+            self.threshold.zero_()
 
     def _apply(self, fn, recurse=True):
-        held = {name: getattr(self, name).detach() for name in ("attention", "threshold")}
-        super()._apply(fn, recurse)
-        for name, before in held.items():  # a budget in bf16 would be off by 1 in 256
-            now = getattr(self, name)
-            if now.dtype.itemsize < 4:
-                now.data = before.to(device=now.device, dtype=torch.float32)
-        return self
+        held = (self.attention, self.attention.grad, self.threshold)
+
+        def wide(tensor: Tensor) -> Tensor:  # a budget in bf16 would be off by 1 in 256
+            moved = fn(tensor)
+            narrow = moved.dtype.itemsize < 4 and any(tensor is each for each in held)
+            return tensor.to(moved.device, torch.float32) if narrow else moved
+
+        return super()._apply(wide, recurse)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        dense = {prefix + "attention", prefix + "threshold"}.isdisjoint(state_dict)
-        if dense and prefix + "weight" in state_dict:
-            kept = torch.tensor([self.kept], device=self.weight.device)
-            state_dict = state_dict | {prefix + "attention": self.attention, prefix + "threshold": self.threshold}
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        if dense and prefix + "weight" in state_dict:  # as many weights kept as before
-            every = kept >= self.weight.numel()
-            self.threshold.copy_(magnitude_threshold([self.weight], kept)[0].masked_fill(every[0], 0))
+        weight, own = state_dict.get(prefix + "weight"), (prefix + "attention", prefix + "threshold")
+        if weight is None or not state_dict.keys().isdisjoint(own):
+            return super()._load_from_state_dict(state_dict, prefix, *args)
+        # a dense checkpoint: the attention stays, and the threshold moves so that as many weights stay kept
+        if self.weight.is_meta:
+            kept, scalars = self.weight.numel(), (torch.ones(1), torch.zeros(()))
+        else:
+            kept, scalars = self.kept, (self.attention.detach(), self.threshold)
+        dense = state_dict | {name: scalar.to(weight.device) for name, scalar in zip(own, scalars)}
+        super()._load_from_state_dict(dense, prefix, *args)
+        if kept == self.weight.numel():
+            self.threshold.zero_()
+        else:
+            keep = torch.tensor([kept], device=self.weight.device)
+            self.threshold.copy_(magnitude_threshold([self.weight], keep)[0])

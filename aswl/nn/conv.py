@@ -1,5 +1,6 @@
 """The sparse convolution."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,9 +20,24 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding = self.padding
         if self.padding_mode != "zeros":
-            input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
+            input, padding = self._pad(input), 0
         y = masked_conv2d(
             input, weight, self.threshold, self.scale(), bias, self.stride, padding, self.dilation, self.groups
         )
-        self.positions = y.shape[-2:].numel()
+        if not torch.compiler.is_compiling():
+            self.positions = y.shape[-2:].numel()
         return y
+
+    def _pad(self, input: Tensor) -> Tensor:
+        """The input padded by ``padding_mode``, which needs so many rows and columns of its own."""
+        pads = self._reversed_padding_repeated_twice  # left, right, top, bottom
+        least = [
+            {"reflect": p + 1, "replicate": 1, "circular": max(p, 1)}[self.padding_mode]
+            for p in (max(pads[2:]), max(pads[:2]))
+        ]
+        if input.dim() not in (3, 4) or any(size < need for size, need in zip(input.shape[-2:], least)):
+            raise ValueError(
+                f"SparseConv2d: want x [N, C, H, W] or [C, H, W] with H >= {least[0]} and W >= {least[1]} to pad by "
+                f"{self.padding_mode!r}; got shape {list(input.shape)}"
+            )
+        return F.pad(input, pads, mode=self.padding_mode)

@@ -1,5 +1,6 @@
 """The sparse linear layer."""
 
+import torch
 from torch import Tensor, nn
 
 from aswl.nn._layer import SparseLayer
@@ -16,5 +17,6 @@ class SparseLinear(SparseLayer, nn.Linear):
     dense_type = nn.Linear
 
     def forward(self, input: Tensor) -> Tensor:
-        self.positions = input.shape[1:-1].numel()
+        if not torch.compiler.is_compiling():
+            self.positions = input.shape[1:-1].numel()
         return masked_linear(input, self.weight, self.threshold, self.scale(), self.bias)

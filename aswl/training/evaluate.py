@@ -1,0 +1,40 @@
+"""Accuracy of a network on a set of images."""
+
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from aswl.training.data import Batches
+from aswl.training.distributed import World
+
+
+class Score(NamedTuple):
+    """How many images were recognised, and of how many."""
+
+    correct: int
+    images: int
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.images
+
+
+def precision(amp: str, device: torch.device) -> AbstractContextManager:
+    """The context in which a network runs; amp: "none" or "bf16"."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=amp == "bf16")
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Batches, world: World, amp: str = "none") -> Score:
+    """Count the images that the model recognises, in evaluation mode; every process counts its part of the batches."""
+    training = model.training
+    model.eval()
+    counts = torch.zeros(2, dtype=torch.int64, device=world.device)
+    with precision(amp, world.device):
+        for images, labels in batches.epoch(0):
+            counts[0] += (model(images).argmax(1) == labels).sum()
+            counts[1] += len(labels)
+    model.train(training)
+    return Score(*world.sum(counts).tolist())

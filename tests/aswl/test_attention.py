@@ -1,0 +1,139 @@
+"""The method's formulas against tables worked by hand, and its gradients against finite differences of the loss."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from aswl import attention as rules
+
+
+@pytest.mark.parametrize(
+    ("attention", "alpha", "ratio"),
+    [
+        (1.0, 1.0, 0.0),
+        (0.75, 1.0, 0.25),
+        (0.5, 2.0, 0.25),
+        (0.75, 0.5, 0.5),
+        (0.001, 1.0, 0.99),  # the floor
+        (1.2, 1.0, 0.0),
+    ],
+)
+def test_pruning_ratio(attention, alpha, ratio):
+    got = rules.pruning_ratio(torch.tensor([attention], dtype=torch.double), alpha)
+    assert got.item() == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize(
+    ("attention", "size", "min_keep", "keep"),
+    [
+        (1.0, 10, 1, 10),
+        (0.75, 10, 1, 8),  # n - floor(2.5)
+        (0.01, 10, 1, 1),  # n - floor(9.9)
+        (0.01, 1000, 1, 10),
+        (0.01, 1000, 25, 25),
+        (0.01, 3, 25, 3),
+    ],
+)
+def test_keep_count(attention, size, min_keep, keep):
+    got = rules.keep_count(torch.tensor([attention]), torch.tensor([size]), 1.0, min_keep)
+    assert got.tolist() == [keep]
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 3.0])
+def test_attention_and_density_are_inverse(alpha):
+    density = torch.linspace(0.001, 1, 50, dtype=torch.double)
+    torch.testing.assert_close(rules.density_of(rules.attention_of(density, alpha), alpha), density)
+    attention = torch.linspace(0.05, 0.95, 10, dtype=torch.double, requires_grad=True)
+    (slope,) = torch.autograd.grad(rules.density_of(attention, alpha).sum(), attention)
+    torch.testing.assert_close(rules.density_slope(attention.detach(), alpha), slope)
+
+
+def test_soft_density_by_hand():
+    attention = torch.tensor([0.5, 1.0], requires_grad=True)
+    density = rules.soft_density(attention, torch.tensor([30, 10]), 1.0)
+    density.backward()
+    assert density.item() == pytest.approx(25 / 40)
+    assert attention.grad.tolist() == pytest.approx([30 / 40, 10 / 40])
+
+
+def test_marginal_value_by_hand():
+    weight = torch.tensor([0.05, -0.9, 1.0, 1.1, -2.0])
+    grad = torch.tensor([9.0, 1.0, -2.0, 3.0, 9.0])
+    # within 15% of 1: -0.9, 1.0 and 1.1, whose products are -0.9, -2.0 and 3.3
+    assert rules.marginal_value(weight, grad, torch.tensor(1.0), 0.15).item() == pytest.approx(-0.4 / 3)
+    assert rules.marginal_value(weight, grad, torch.tensor(50.0), 0.15).item() == 0  # an empty band
+    assert rules.marginal_value(weight, torch.full((5,), torch.nan), torch.tensor(1.0), 0.15).isnan()
+
+
+def test_marginal_value_predicts_the_loss():
+    """Keeping the next weights changes the loss by their number times the marginal value, to first order."""
+    torch.manual_seed(0)
+    weight, x, y = torch.randn(40, 50).double(), torch.randn(500, 50).double(), torch.randn(500, 40).double()
+    magnitudes = weight.abs().flatten().sort(descending=True).values
+    keep, more = 600, 60
+    threshold = magnitudes[keep - 1]
+
+    def loss(t):
+        sparse = (weight * (weight.abs() >= t)).requires_grad_()
+        return nn.functional.mse_loss(x @ sparse.mT, y), sparse
+
+    before, sparse = loss(threshold)
+    (grad,) = torch.autograd.grad(before, sparse)
+    after, _ = loss(magnitudes[keep + more - 1])
+    band = float(1 - magnitudes[keep + more - 1] / threshold)
+    predicted = -more * rules.marginal_value(weight, grad, threshold, band)
+    assert predicted.item() == pytest.approx((after - before).item(), rel=0.35)
+
+
+@pytest.mark.parametrize(
+    ("density", "sizes", "budget", "min_keep", "keep"),
+    [
+        ([0.5, 0.5], [10, 30], 20, 1, [5, 15]),
+        ([0.2, 0.1], [100, 100], 30, 1, [20, 10]),
+        ([0.2, 0.1], [100, 100], 15, 1, [10, 5]),
+        ([0.9, 0.1], [100, 100], 150, 1, [100, 50]),  # the first is full, the second takes the rest
+        ([1.0, 0.001], [100, 100], 20, 5, [15, 5]),  # the second stays at min_keep
+        ([0.5, 0.5], [3, 3], 3, 1, [2, 1]),  # equal claims: the first comes first
+        ([0.5, 0.5, 0.5], [5, 7, 9], 21, 1, [5, 7, 9]),
+        ([0.5, 0.5], [5, 7], 1, 2, [2, 2]),  # the limits leave no choice
+        ([0.3], [10], 4, 1, [4]),
+    ],
+)
+def test_share_budget_by_hand(density, sizes, budget, min_keep, keep):
+    scaled, got = rules.share_budget(torch.tensor(density), torch.tensor(sizes), budget, min_keep)
+    assert got.tolist() == keep
+    assert torch.all((scaled * torch.tensor(sizes) - got).abs() <= 1)
+
+
+layers = st.lists(st.tuples(st.floats(1e-6, 1), st.integers(1, 10**7)), min_size=1, max_size=12)
+
+
+@given(layers, st.floats(1e-6, 1), st.integers(1, 50))
+def test_share_budget_is_exact(layers, part, min_keep):
+    density, sizes = torch.tensor([d for d, _ in layers]), torch.tensor([n for _, n in layers])
+    budget = max(round(part * int(sizes.sum())), 1)
+    scaled, keep = rules.share_budget(density, sizes, budget, min_keep)
+    least = sizes.clamp(max=min_keep)
+    assert keep.sum() == max(budget, least.sum())
+    assert torch.all(keep >= least)
+    assert torch.all(keep <= sizes)
+    assert torch.all((scaled * sizes - keep).abs() <= 1)
+    free = (keep > least + 1) & (keep < sizes - 1)  # one factor for all that meet no limit
+    ratio = (scaled / density.double())[free]
+    assert len(ratio) == 0 or (ratio.max() / ratio.min() - 1).abs() < 1e-6
+
+
+def test_share_gradient_rests_where_all_layers_are_worth_the_same():
+    """Steps and projections settle on the optimum under the budget, which is known for this loss."""
+    sizes = torch.tensor([1000, 4000, 250])
+    use = torch.tensor([1.0, 0.3, 5.0], dtype=torch.double)  # layer l saves use * log(density * n): worth use / kept
+
+    density, keep = rules.share_budget(torch.full((3,), 0.2), sizes, 1000, 1)
+    for _ in range(4000):
+        worth = use / (density * sizes)
+        density = density - 0.002 * rules.share_gradient(density, worth, sizes, 1.0)
+        density, keep = rules.share_budget(density.clamp(min=1e-9), sizes, 1000, 1)
+    optimum = (1000 - 250) * use[:2] / use[:2].sum()  # the third would take 794 of its 250, so it is full
+    assert keep.tolist() == pytest.approx([*optimum.tolist(), 250], abs=4)

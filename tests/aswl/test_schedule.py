@@ -1,0 +1,49 @@
+import pytest
+
+from aswl.schedule import Constant, Polynomial, density_schedule, gradient_schedule
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        # 100 steps: the way down ends at step 70
+        ("cubic", {0: 1.0, 35: 0.1 + 0.9 / 8, 70: 0.1, 100: 0.1, 10**6: 0.1}),
+        ("linear", {0: 1.0, 35: 0.55, 70: 0.1, 100: 0.1}),
+        ("constant", {0: 0.1, 35: 0.1, 100: 0.1}),
+        (lambda step: 1 / (1 + step), {0: 1.0, 9: 0.1}),
+    ],
+    ids=["cubic", "linear", "constant", "callable"],
+)
+def test_density(kind, values):
+    schedule = density_schedule(kind, 0.1, 100)
+    assert {step: schedule(step) for step in values} == pytest.approx(values, abs=1e-12)
+
+
+def test_density_never_rises():
+    schedule = density_schedule("cubic", 0.02, 1000)
+    values = [schedule(step) for step in range(1200)]
+    assert all(a >= b for a, b in zip(values, values[1:]))
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("cubic", None), ("linear", None), ("quadratic", 10)])
+def test_density_refuses(kind, steps):
+    with pytest.raises(ValueError, match=f"{kind}.*got None|got '{kind}'"):
+        density_schedule(kind, 0.1, steps)
+
+
+def test_gradient_anneals_between_30_and_60_percent():
+    schedule = gradient_schedule(None, 100)
+    assert [schedule(step) for step in (0, 30, 45, 60, 100)] == pytest.approx([1, 1, 0.5, 0, 0])
+
+
+def test_gradient_forms():
+    assert gradient_schedule(None, None) == Constant(1.0)
+    assert gradient_schedule(0, None) == Constant(0.0)
+    ramp = Polynomial(1.0, 0.5, 0, 10)
+    assert gradient_schedule(ramp, 100) is ramp
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5])
+def test_gradient_refuses(value):
+    with pytest.raises(ValueError, match=f"got {value}"):
+        gradient_schedule(value, 100)

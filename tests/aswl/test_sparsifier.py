@@ -1,0 +1,315 @@
+"""ASWL as its users meet it: modes, attachment, budget, state, delivery."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import aswl
+from aswl.nn import SparseConv2d, SparseLinear
+from aswl_kernels import gate
+
+TOTAL = 216 + 5760 + 100  # weights of the three layers below
+
+
+def net(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 36, 20),
+        nn.Linear(20, 5),
+    )
+
+
+def follow(model, optimizer=torch.optim.SGD, lr=0.05, options=None, **sparsity):
+    sparsifier = aswl.ASWL(model, **sparsity)
+    optimizer = optimizer(sparsifier.param_groups(lr=lr, **(options or {})))
+    sparsifier.attach(optimizer)
+    return sparsifier, optimizer
+
+
+def batch(step=0):
+    generator = torch.Generator().manual_seed(step)
+    return torch.randn(16, 3, 6, 6, generator=generator), torch.randint(5, (16,), generator=generator)
+
+
+def train(model, sparsifier, optimizer, steps, start=0):
+    for step in range(start, start + steps):
+        x, y = batch(step)
+        optimizer.zero_grad()
+        (F.cross_entropy(model(x), y) + sparsifier.penalty()).backward()
+        optimizer.step()
+
+
+def test_layers_are_swapped_in_place_and_parameters_stay():
+    model = net()
+    conv, weight = model[0], model[0].weight
+    aswl.ASWL(model, density=0.5, schedule="constant")
+    assert model[0] is conv
+    assert model[0].weight is weight
+    assert [type(module) for module in model if module is not model[1]].count(SparseLinear) == 2
+    assert type(model[0]) is SparseConv2d
+
+
+def test_a_linear_layer_alone():
+    model = nn.Linear(10, 10)
+    sparsifier = aswl.ASWL(model, density=0.3, schedule="constant")
+    assert type(model) is SparseLinear
+    assert sparsifier.densities() == {"": 0.3}
+
+
+@pytest.mark.parametrize("density", [0.01, 0.05, 0.5, 1 / 3])
+def test_budget_is_exact_at_every_step(density):
+    model = net()
+    sparsifier, optimizer = follow(model, density=density, steps=20)
+    for step in range(20):
+        train(model, sparsifier, optimizer, 1, step)
+        asked = sparsifier.settings.target(step + 1)
+        assert sparsifier.summary().kept == round(asked * TOTAL)
+        for index in (0, 4, 5):  # counted by hand, from the weight and the threshold
+            layer = model[index]
+            assert layer.kept == int((layer.weight.abs() >= layer.threshold).sum()) >= 1
+    assert sparsifier.density == pytest.approx(density, abs=0.5 / TOTAL)
+
+
+def test_kept_weights_are_the_largest():
+    model = net()
+    sparsifier, optimizer = follow(model, density=0.1, steps=10)
+    train(model, sparsifier, optimizer, 10)
+    plain = sparsifier.finalize()
+    for index in (0, 4, 5):
+        kept = plain[index].weight != 0
+        magnitude = model[index].weight.abs()
+        assert magnitude[kept].min() > magnitude[~kept].max()
+
+
+def test_attentions_learn_unequal_shares():
+    model = net()
+    sparsifier, optimizer = follow(model, density=0.1, steps=60, options={"attention_lr": 0.01})
+    train(model, sparsifier, optimizer, 60)
+    shares = sparsifier.densities()
+    assert max(shares.values()) > 1.1 * min(shares.values())
+    attentions = {row.name: row.attention for row in sparsifier.summary().layers}
+    assert attentions == pytest.approx(shares, abs=1 / 45)  # alpha 1: attention is density, up to one weight
+
+
+def test_paper_mode_by_hand():
+    model = net()
+    sparsifier, optimizer = follow(model, gamma=2.0, weight_penalty=0.1, penalty_target=0.25)
+    layers = [model[i] for i in (0, 4, 5)]
+    with torch.no_grad():
+        for layer, a in zip(layers, (0.5, 0.75, 1.0)):
+            layer.attention.fill_(a)
+    sparsifier.refresh()
+    sizes = [layer.weight.numel() for layer in layers]
+    assert [layer.kept for layer in layers] == [n - int((1 - a) * n) for n, a in zip(sizes, (0.5, 0.75, 1.0))]
+    density = sum(n * a for n, a in zip(sizes, (0.5, 0.75, 1.0))) / sum(sizes)
+    squares = sum(layer.weight[layer.weight.abs() >= layer.threshold].square().sum().item() for layer in layers)
+    penalty = sparsifier.penalty()
+    assert penalty.item() == pytest.approx(2 * (density - 0.25) ** 2 + 0.1 * squares, rel=1e-5)
+    penalty.backward()
+    slopes = [4 * (density - 0.25) * n / sum(sizes) for n in sizes]
+    assert [layer.attention.grad.item() for layer in layers] == pytest.approx(slopes, rel=1e-5)
+
+
+def test_paper_mode_scales_outputs_and_finalize_folds():
+    model = net().double()
+    sparsifier, optimizer = follow(model, gamma=5.0, lr=0.01)
+    train(model.float(), sparsifier, optimizer, 5)
+    with torch.no_grad():
+        model[4].attention.fill_(0.5)
+    sparsifier.refresh()
+    model.eval()
+    plain = sparsifier.finalize()
+    x, _ = batch()
+    torch.testing.assert_close(plain(x), model(x), rtol=1e-5, atol=1e-6)
+    kept = model[4].weight.abs() >= model[4].threshold
+    torch.testing.assert_close(plain[4].weight, 0.5 * model[4].weight * kept)
+    torch.testing.assert_close(plain[4].bias, 0.5 * model[4].bias)
+
+
+def test_paper_mode_stays_above_the_floor():
+    model = net()
+    sparsifier, optimizer = follow(model, gamma=50.0, guard=False)  # it does die
+    optimizer.param_groups[1]["lr"] = 0.5
+    train(model, sparsifier, optimizer, 20)
+    assert all(row.attention >= 0.01 - 1e-8 and row.kept >= 1 for row in sparsifier.summary().layers)
+
+
+def test_paper_mode_without_its_penalty_warns_once():
+    model = net()
+    _, optimizer = follow(model, gamma=1.0)
+    x, y = batch()
+    F.cross_entropy(model(x), y).backward()
+    with pytest.warns(UserWarning, match="penalty"):
+        optimizer.step()
+    optimizer.step()
+
+
+def test_band_adds_to_the_paper_gradient():
+    """By hand: the first step's signal is the band's mean itself, and with alpha 1 the slope of the density is 1."""
+    model = net()
+    sparsifier, optimizer = follow(model, gamma=1.0, attention_gradient="both", initial_attention=0.5)
+    x, y = batch()
+    (300 * F.cross_entropy(model(x), y) + sparsifier.penalty()).backward()
+    layer = model[4]
+    own, product = layer.attention.grad.clone(), layer.weight.grad * layer.weight.detach()
+    relative = layer.weight.detach().abs() / layer.threshold
+    expected = own + layer.weight.numel() * product[(relative >= 0.85) & (relative <= 1.15)].mean()
+    optimizer.step()
+    torch.testing.assert_close(layer.attention.grad, expected, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(layer.attention.grad, own, rtol=1e-3)
+
+
+def test_dense_gradient_scales_only_pruned_weights():
+    model = net()
+    sparsifier, optimizer = follow(model, density=0.25, schedule="constant", dense_gradient=0.25)
+    x, y = batch()
+    F.cross_entropy(model(x), y).backward()
+    dense = model[4].weight.grad.clone()
+    kept = model[4].weight.abs() >= model[4].threshold
+    optimizer.step()
+    torch.testing.assert_close(model[4].weight.grad, torch.where(kept, dense, 0.25 * dense))
+
+
+def test_weight_gradient_is_straight_through():
+    model = net()
+    sparsifier, _ = follow(model, density=0.25, schedule="constant")
+    x, y = batch()
+    F.cross_entropy(model(x), y).backward()
+    plain = sparsifier.finalize()
+    plain.train()
+    F.cross_entropy(plain(x), y).backward()
+    torch.testing.assert_close(model[4].weight.grad, plain[4].weight.grad)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad])
+def test_any_optimizer(kind):
+    model = net()
+    sparsifier, optimizer = follow(model, kind, lr=0.01, density=0.1, steps=10)
+    train(model, sparsifier, optimizer, 10)
+    assert sparsifier.summary().kept == round(0.1 * TOTAL)
+
+
+def test_refresh_every():
+    model = net()
+    sparsifier, optimizer = follow(model, density=0.1, steps=10, refresh_every=4)
+    thresholds = []
+    for step in range(8):
+        train(model, sparsifier, optimizer, 1, step)
+        thresholds.append(model[4].threshold.item())
+    assert len(set(thresholds[:3])) == 1
+    assert thresholds[2] != thresholds[3] == thresholds[6] != thresholds[7]
+    train(model, sparsifier, optimizer, 1, 8)
+    plain = sparsifier.finalize()  # brings the thresholds up to date
+    assert sum(int((plain[i].weight != 0).sum()) for i in (0, 4, 5)) == round(0.1 * TOTAL)
+
+
+def test_resumes_bit_identically():
+    straight, resumed = net(), net(1)
+    sparsifier, optimizer = follow(straight, density=0.05, steps=20, options={"momentum": 0.9})
+    train(straight, sparsifier, optimizer, 9)
+    state = copy.deepcopy((straight.state_dict(), optimizer.state_dict(), sparsifier.state_dict()))
+    train(straight, sparsifier, optimizer, 11, 9)
+    again, optimizer = follow(resumed, density=0.05, steps=20, options={"momentum": 0.9})
+    resumed.load_state_dict(state[0])
+    optimizer.load_state_dict(state[1])
+    again.load_state_dict(state[2])
+    train(resumed, again, optimizer, 11, 9)
+    assert all(torch.equal(a, b) for a, b in zip(straight.state_dict().values(), resumed.state_dict().values()))
+    assert again.densities() == sparsifier.densities()
+
+
+def test_state_of_another_model_is_refused():
+    sparsifier = aswl.ASWL(net(), density=0.5, schedule="constant")
+    other = aswl.ASWL(nn.Linear(3, 4), density=0.5, schedule="constant")
+    with pytest.raises(ValueError, match="same pruned layers; these differ: \\['', '0', '4', '5'\\]"):
+        other.load_state_dict(sparsifier.state_dict())
+
+
+def test_finalize_gives_an_ordinary_model():
+    model = net()
+    sparsifier, optimizer = follow(model, density=0.1, steps=10)
+    train(model, sparsifier, optimizer, 10)
+    plain = sparsifier.finalize()
+    assert [type(module) for module in plain] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Flatten, nn.Linear, nn.Linear]
+    assert plain.state_dict().keys() == net().state_dict().keys()
+    assert type(model[0]) is SparseConv2d
+    train(model, sparsifier, optimizer, 1)  # and the trained one goes on
+    one = torch.ones(1)
+    torch.testing.assert_close(sparsifier.finalize()[4].weight, gate(model[4].weight, one, model[4].threshold))
+
+
+def test_finalize_warns_of_a_dense_or_unfinished_model():
+    sparsifier = aswl.ASWL(net(), density=0.1, steps=10)
+    with pytest.warns(UserWarning, match="nothing was pruned"):
+        sparsifier.finalize()
+    model = net()
+    sparsifier, optimizer = follow(model, density=0.1, steps=100)
+    train(model, sparsifier, optimizer, 10)
+    with pytest.warns(UserWarning, match=r"above the 0\.1 asked for, after 10 updates"):
+        sparsifier.finalize()
+
+
+def test_summary_counts_products():
+    model = net()
+    sparsifier, _ = follow(model, density=0.25, schedule="constant")
+    assert sparsifier.summary().layers[0].flops is None
+    model(batch()[0])
+    conv, fc, _ = sparsifier.summary().layers
+    assert (conv.dense_flops, conv.flops) == (2 * 8 * 27 * 36, 2 * conv.kept * 36)
+    assert (fc.dense_flops, fc.flops) == (2 * 288 * 20, 2 * fc.kept)
+    table = str(sparsifier.summary()).splitlines()
+    assert len(table) == 5
+    assert table[0].split()[:4] == ["layer", "shape", "kept", "of"]
+    assert table[-1].split()[:4] == ["total", f"{round(0.25 * TOTAL):,}", f"{TOTAL:,}", "0.2500"]
+
+
+def test_compiled_model_trains_without_recompiling():
+    torch._dynamo.reset()
+    model = net()
+    sparsifier, optimizer = follow(model, density=0.1, steps=10)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        train(compiled, sparsifier, optimizer, 10)
+    assert sparsifier.summary().kept == round(0.1 * TOTAL)
+
+
+def test_compiled_wrapper_can_be_given():
+    compiled = torch.compile(net(), backend="eager")
+    assert set(aswl.ASWL(compiled, density=0.1, steps=10).densities()) == {"0", "4", "5"}
+
+
+def test_moves_to_another_dtype():
+    model = net()
+    sparsifier, optimizer = follow(model, density=0.1, steps=10)
+    model.double()
+    optimizer.zero_grad()
+    x, y = batch()
+    F.cross_entropy(model(x.double()), y).backward()
+    optimizer.step()
+    assert model[4].attention.dtype == torch.double
+
+
+def test_bf16_weights_keep_ties():
+    model = net().bfloat16()
+    sparsifier = aswl.ASWL(model, density=0.1, schedule="constant")
+    for row, layer in zip(sparsifier.summary().layers, (model[0], model[4], model[5])):
+        asked = round(row.attention * row.size)
+        ties = int((layer.weight.abs().float() == layer.threshold).sum())
+        assert asked - 1 <= row.kept <= asked + ties
+
+
+def test_silent_when_all_is_well():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = net()
+        sparsifier, optimizer = follow(model, density=0.1, steps=10)
+        train(model, sparsifier, optimizer, 10)
+        sparsifier.finalize()
