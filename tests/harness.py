@@ -1,5 +1,7 @@
 """What the tests of the operators share: the exact result, the criterion, and tables of sizes, dtypes and geometries."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -113,9 +115,29 @@ def operands(x_shape, weight_shape, dtypes=(torch.float64, torch.float64), devic
     return tuple(t.to(device) for t in (x.to(x_dtype), weight, threshold, attention, bias))
 
 
+def randn(shape, dtype=torch.float64):
+    """The same random values, up to rounding, in every dtype."""
+    return torch.randn(shape, dtype=torch.float64).to(dtype)
+
+
+def prune(layer, fraction=0.5, attention=0.6):
+    """Prune the smallest weights of a sparse layer, the one at the threshold kept, and set its attention."""
+    with torch.no_grad():
+        magnitudes = layer.weight.abs().float().flatten().sort().values
+        layer.threshold.copy_(magnitudes[int(fraction * len(magnitudes))])
+        layer.attention.fill_(attention)
+    return layer
+
+
 def conv(geometry):
     """PyTorch's convolution (x, weight, bias) with these arguments."""
-    return lambda x, weight, bias=None: F.conv2d(x, weight, bias, **geometry)
+
+    def convolve(x, weight, bias=None):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths", UserWarning)
+            return F.conv2d(x, weight, bias, **geometry)
+
+    return convolve
 
 
 def layouts(t):

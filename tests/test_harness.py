@@ -33,10 +33,5 @@ def test_pytorchs_own_result_passes(dtype):
 )
 def test_a_wrong_result_fails(spoil, dtype):
     same, exact = rounded(dtype)
-    with pytest.raises((AssertionError, RuntimeError)):
-        assert_no_worse(spoil(same), same, exact)
-
-
-def test_a_nan_in_an_empty_comparison_cannot_hide():
     with pytest.raises(AssertionError):
-        assert_no_worse(torch.full((1,), torch.nan), torch.zeros(0), torch.zeros(0))
+        assert_no_worse(spoil(same), same, exact)

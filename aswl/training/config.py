@@ -21,8 +21,7 @@ class TrainConfig:
     """Options of one training run. Raises ``ValueError`` for a value of the wrong type or out of range."""
 
     data: str = "digits"
-    """The embedded "digits"; a folder or file (parquet, MNIST's idx, CIFAR-10's archive); hf://owner/name; or a kind,
-    mnist or cifar10, which stands for that folder of $ASWL_DATA."""
+    """digits (embedded), a path (parquet, idx, CIFAR archive), hf://owner/name; mnist, cifar10: folders of $ASWL_DATA."""
     model: str = "lenet300"
     """The network: lenet300, lenet5, or resnet20, 32, 44, 56, 110."""
     density: float | None = 0.05
@@ -134,8 +133,7 @@ def load_preset(name: str | Path) -> TrainConfig:
         options = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(options, dict):
-        raise ValueError(f"{path}: want a mapping of options; got {type(options).__name__}")
+    _check(str(path), isinstance(options, dict), "a mapping of options", options)
     hints = get_type_hints(TrainConfig)
     if unknown := [key for key in options if key not in hints]:
         raise ValueError(f"{path}: no such option: {', '.join(map(str, unknown))}; there are {', '.join(hints)}")

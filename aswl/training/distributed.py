@@ -83,8 +83,8 @@ def join(device: str) -> Iterator[World]:
     device: "auto" (a GPU if there is one), "cpu", "cuda", ...; plain "cuda" is one GPU per process. Raises
     ``ValueError`` for a device that this machine does not have.
     """
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    world = World(_device(device, int(os.environ.get("LOCAL_RANK", 0))), rank, size)
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    world = World(_device(device, int(os.environ.get("LOCAL_RANK", "0"))), rank, size)
     if size == 1:
         yield world
         return
@@ -118,5 +118,5 @@ def _digest(model: nn.Module) -> bytes:
     thresholds = (buffer for name, buffer in model.named_buffers() if name.endswith("threshold"))
     content = hashlib.blake2b(digest_size=8)
     for tensor in (*model.parameters(), *thresholds):
-        content.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        content.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
     return content.digest()

@@ -1,6 +1,5 @@
 """Where the rows of a run go: a file always, the terminal, and TensorBoard when asked for."""
 
-import errno
 import json
 import os
 import sys
@@ -10,7 +9,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-Row = dict[str, Any]  # network ("dense" or "sparse"), step, steps, epoch, loss, density, lr, images_per_s, accuracy or None
+Row = dict[
+    str, Any
+]  # network ("dense" or "sparse"), step, steps, epoch, loss, density, lr, images_per_s, accuracy or None
 PLAIN_EVERY = 5.0  # seconds between two lines where the output is not a terminal
 
 
@@ -26,25 +27,26 @@ class MetricsFile:
     """Rows as JSON, one per line. ``keep``: bytes of an existing file to keep, cut back to whole lines."""
 
     def __init__(self, path: Path, keep: int = 0) -> None:
-        content = path.read_bytes()[:keep] if keep and path.exists() else b""
-        self._path, self._file = path, open(path, "ab", buffering=0)  # unbuffered: a full disk shows at once
-        self._file.truncate(content.rfind(b"\n") + 1)
+        self._path = path
+        path.touch()
+        os.truncate(path, path.read_bytes()[:keep].rfind(b"\n") + 1)
 
     def write(self, row: Row) -> None:
-        line = json.dumps({key: value for key, value in row.items() if value is not None}).encode() + b"\n"
+        line = json.dumps({key: value for key, value in row.items() if value is not None}) + "\n"
         try:
-            if self._file.write(line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:  # a full disk shows when the file is closed, and does not say which file
             raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def position(self) -> int:
         """The bytes of all rows so far, which are on the disk when this returns."""
-        os.fsync(self._file.fileno())
-        return os.fstat(self._file.fileno()).st_size
+        with open(self._path, "rb") as file:
+            os.fsync(file.fileno())
+            return file.seek(0, os.SEEK_END)
 
     def close(self) -> None:
-        self._file.close()
+        pass
 
 
 class Lines:
@@ -68,22 +70,18 @@ class Bar:
     """A progress bar per network on the terminal."""
 
     def __init__(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-        text = TextColumn("{task.description:>6}"), TextColumn("{task.fields[numbers]}")
-        self._progress = Progress(text[0], BarColumn(24), MofNCompleteColumn(), text[1], TimeRemainingColumn())
+        numbers = TextColumn("{task.fields[numbers]}")
+        columns = (TextColumn("{task.description:>6}"), BarColumn(None), TaskProgressColumn(), numbers)
+        self._progress = Progress(*columns, TimeRemainingColumn(), expand=True)
         self._progress.start()
         self._tasks: dict[str, Any] = {}
-        self._accuracy: float | None = None
 
     def write(self, row: Row) -> None:
-        name = row["network"]
+        name, numbers = row["network"], describe(row | {"accuracy": None})  # all of them do not fit into 80 columns
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(name, total=row["steps"], numbers="")
-            self._accuracy = None
-        if row["accuracy"] is not None:
-            self._accuracy = row["accuracy"]
-        numbers = describe(row | {"accuracy": self._accuracy})
         self._progress.update(self._tasks[name], completed=row["step"], numbers=numbers)
 
     def close(self) -> None:

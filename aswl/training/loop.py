@@ -4,9 +4,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,9 +22,6 @@ from aswl.training.log import Log
 from aswl.training.signals import Interrupted, SignalWatch
 from aswl.training.task import Task
 
-# Options that may change on the way: none of them enters the weights.
-FREE = {"data", "device", "compile", "threads", "output", "checkpoint_every", "log_every", "resume", "tensorboard"}
-
 
 def lr_factor(step: int, steps: int, warmup: float, schedule: str) -> float:
     """The share of the peak learning rate at a step, counted from 0: linear for ``warmup`` steps, then "constant", or
@@ -42,12 +37,15 @@ def lr_factor(step: int, steps: int, warmup: float, schedule: str) -> float:
 class Loop:
     """Trains one network, sparse or its dense twin, from the same initial weights by the same recipe.
 
-    Seeds Python's and PyTorch's generators; all processes draw the same numbers. Raises ``ValueError`` for what the
-    model, the data and the sparsifier refuse.
+    ``identity`` goes into the checkpoints: what a run must have in common with them to continue them. Seeds Python's and
+    PyTorch's generators; all processes draw the same numbers. Raises ``ValueError`` for what the model and the sparsifier
+    refuse.
     """
 
-    def __init__(self, config: TrainConfig, task: Task, world: World, log: Log, *, sparse: bool) -> None:
-        self.config, self.task, self.world, self.log = config, task, world, log
+    def __init__(
+        self, config: TrainConfig, task: Task, world: World, log: Log, identity: dict[str, Any], *, sparse: bool
+    ) -> None:
+        self.config, self.task, self.world, self.log, self.identity = config, task, world, log, identity
         self.name = "sparse" if sparse else "dense"
         self.steps = config.epochs * len(task.train)
         random.seed(config.seed)
@@ -75,8 +73,8 @@ class Loop:
     def finished(self) -> bool:
         return self.epoch == self.config.epochs
 
-    def fit(self, folder: Path, watch: SignalWatch) -> None:
-        """Train to the end, or until a signal, with checkpoints in the folder.
+    def fit(self, watch: SignalWatch) -> None:
+        """Train to the end, or until a signal, with checkpoints in the run's folder.
 
         Raises ``Interrupted`` after a signal, ``FloatingPointError`` for a loss that is not finite, and what the
         sparsifier, the checkpoints and the log raise.
@@ -91,15 +89,15 @@ class Loop:
                     self._write_row()
                 signum = self.world.largest(watch.signum)
                 if signum or self.step % config.checkpoint_every == 0:
-                    self._save(folder)
+                    self._save()
                 self._stop(signum)
             self._settle()
-            self.world.share_(self.model.buffers())  # running statistics are each process's own
+            self.world.share_(self.model.buffers())  # running statistics are each process's own since its last forward
             self.score = evaluate(self.model, self.task.test, self.world, config.amp)
             self._mark = time.perf_counter()
             self._write_row(self.score)
             self.epoch, self.batch = self.epoch + 1, 0
-        self._save(folder)
+        self._save()
         self._stop(self.world.largest(watch.signum))
 
     def result(self) -> dict[str, Any]:
@@ -114,17 +112,8 @@ class Loop:
             "images_per_s": images / self.training_seconds,
         }
 
-    def identity(self) -> dict[str, Any]:
-        """What must be the same for a checkpoint to be continued."""
-        options = {name: value for name, value in asdict(self.config).items() if name not in FREE}
-        return options | {"data": self.task.digest, "processes": self.world.size}
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from the state of a checkpoint; raises ``ValueError`` naming the options that differ from its own."""
-        own, its = self.identity(), state["identity"]
-        if differing := [name for name in own | its if own.get(name) != its.get(name)]:
-            pairs = ", ".join(f"{name} ({its.get(name)}, now {own.get(name)})" for name in differing)
-            raise ValueError(f"resume: the checkpoint was trained with other options: {pairs}; pass another --output")
+        """Continue from the state of a checkpoint, which is one of the same identity."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -143,7 +132,7 @@ class Loop:
         """All that :meth:`load_state_dict` needs to go on as if nothing had happened: tensors and plain containers."""
         device = self.world.device
         return {
-            "identity": self.identity(),
+            "identity": self.identity,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -187,8 +176,7 @@ class Loop:
         network: nn.Module = self.model
         if self.world.size > 1:
             ids = [self.world.device] if self.world.device.type == "cuda" else None
-            # Thresholds are the same everywhere by computation; running statistics are shared where they are read.
-            network = DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
+            network = DistributedDataParallel(network, device_ids=ids)
         return torch.compile(network) if self.config.compile else network
 
     def _train(self, images: Tensor, labels: Tensor) -> None:
@@ -206,7 +194,10 @@ class Loop:
 
     def _stop(self, signum: int) -> None:
         if signum:
-            raise Interrupted(signum, f"stopped at step {self.step} of {self.steps} ({self.name})")
+            launch = f"torchrun --nproc-per-node {self.world.size} -m aswl" if self.world.size > 1 else "aswl"
+            command = f"{launch} train {self.config.output / 'config.yaml'} --resume"
+            place = f"step {self.step} of {self.steps} ({self.name})"
+            raise Interrupted(signum, f"stopped at {place}, checkpoint written; continue with: {command}")
 
     def _settle(self) -> None:
         """Bring the running loss of all processes together; this waits for the device, so that the clock is right."""
@@ -236,10 +227,10 @@ class Loop:
         )
         self._row = {"loss": torch.zeros_like(row["loss"]), "steps": 0, "since": self.training_seconds}
 
-    def _save(self, folder: Path) -> None:
+    def _save(self) -> None:
         self._settle()
         self.world.check_same(self.model, self.step)
         self.seconds = time.perf_counter() - self._began
         if self.world.main:
-            checkpoint.save(self.state_dict(), folder, self.step)
+            checkpoint.save(self.state_dict(), self.config.output / "checkpoints" / self.name, self.step)
         self._mark = time.perf_counter()

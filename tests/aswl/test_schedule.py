@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from aswl.schedule import Constant, Polynomial, density_schedule, gradient_schedule
@@ -22,7 +24,7 @@ def test_density(kind, values):
 def test_density_never_rises():
     schedule = density_schedule("cubic", 0.02, 1000)
     values = [schedule(step) for step in range(1200)]
-    assert all(a >= b for a, b in zip(values, values[1:]))
+    assert all(a >= b for a, b in itertools.pairwise(values))
 
 
 @pytest.mark.parametrize(("kind", "steps"), [("cubic", None), ("linear", None), ("quadratic", 10)])

@@ -101,7 +101,7 @@ def test_attentions_learn_unequal_shares():
 
 def test_paper_mode_by_hand():
     model = net()
-    sparsifier, optimizer = follow(model, gamma=2.0, weight_penalty=0.1, penalty_target=0.25)
+    sparsifier, _ = follow(model, gamma=2.0, weight_penalty=0.1, penalty_target=0.25)
     layers = [model[i] for i in (0, 4, 5)]
     with torch.no_grad():
         for layer, a in zip(layers, (0.5, 0.75, 1.0)):
@@ -169,7 +169,7 @@ def test_band_adds_to_the_paper_gradient():
 
 def test_dense_gradient_scales_only_pruned_weights():
     model = net()
-    sparsifier, optimizer = follow(model, density=0.25, schedule="constant", dense_gradient=0.25)
+    _, optimizer = follow(model, density=0.25, schedule="constant", dense_gradient=0.25)
     x, y = batch()
     F.cross_entropy(model(x), y).backward()
     dense = model[4].weight.grad.clone()
@@ -288,7 +288,7 @@ def test_compiled_wrapper_can_be_given():
 
 def test_moves_to_another_dtype():
     model = net()
-    sparsifier, optimizer = follow(model, density=0.1, steps=10)
+    _, optimizer = follow(model, density=0.1, steps=10)
     model.double()
     optimizer.zero_grad()
     x, y = batch()

@@ -14,22 +14,23 @@ IMPLEMENTATIONS = [
 ]
 both = pytest.mark.parametrize("threshold", IMPLEMENTATIONS)
 NAN, INF = float("nan"), float("inf")
+SEED = torch.Generator().manual_seed(0)
 LAYERS = {
-    "random": torch.randn(1000),
+    "random": torch.randn(1000, generator=SEED),
     "one": torch.tensor([-3.0]),
     "0-d": torch.tensor(2.5),
-    "tied": torch.randint(-3, 4, (999,)).float(),
+    "tied": torch.randint(-3, 4, (999,), generator=SEED).float(),
     "constant": torch.full((257,), -0.1),
     "zeros": torch.tensor([0.0, -0.0, 0.0]),
     "denormal": torch.tensor([1e-45, -3e-45, 0.0, 1e-40, 1.2e-38, 2e-45]),
-    "one upper half": 1 + torch.rand(333) * 2**-9,  # all in one bin of the histogram
+    "one upper half": 1 + torch.rand(333, generator=SEED) * 2**-9,  # all in one bin of the histogram
     "with NaN": torch.tensor([1.0, NAN, -2.0, -NAN, 0.5]),
     "with inf": torch.tensor([1.0, INF, -INF, NAN, 3e38]),
-    "4-d": torch.randn(4, 3, 2, 5),
-    "transposed": torch.randn(7, 9).t(),
-    "gaps": torch.randn(50, 6)[::3, 1::2],
-    "expanded": torch.randn(5, 1).expand(5, 4),
-    "channels_last": torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+    "4-d": torch.randn(4, 3, 2, 5, generator=SEED),
+    "transposed": torch.randn(7, 9, generator=SEED).t(),
+    "gaps": torch.randn(50, 6, generator=SEED)[::3, 1::2],
+    "expanded": torch.randn(5, 1, generator=SEED).expand(5, 4),
+    "channels_last": torch.randn(2, 3, 4, 5, generator=SEED).contiguous(memory_format=torch.channels_last),
 }
 
 

@@ -1,0 +1,1 @@
+"""What leaves the house: the report of a run."""

@@ -1,0 +1,1 @@
+"""Measurements: one module per claim, ``python -m bench.<claim>``; rows go to ``bench/results/``."""

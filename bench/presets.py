@@ -1,0 +1,75 @@
+"""Accuracy of presets over seeds, through ``aswl train`` itself; what is finished is not run again.
+
+python -m bench.presets mnist mnist-1 mnist-paper --seeds 0 1 2 [--output runs/presets] [--save]
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from bench import rows
+
+
+def run(preset: str, seed: int, folder: Path, options: list[str]) -> dict:
+    """The report of one run, which is started, or resumed, unless it is there."""
+    report = folder / "report.json"
+    if not report.exists():
+        command = [
+            sys.executable,
+            "-m",
+            "aswl",
+            "train",
+            preset,
+            "--seed",
+            str(seed),
+            "--output",
+            str(folder),
+            *options,
+        ]
+        subprocess.run([*command, "--resume"] if folder.exists() else command, check=True)
+    return json.loads(report.read_text(encoding="utf-8"))
+
+
+def row_of(preset: str, reports: list[dict]) -> dict:
+    """The row of a preset: one accuracy (%) per seed, mean and standard deviation."""
+    config = reports[0]["config"]
+    sparse = [report["networks"]["sparse"] for report in reports]
+    accuracies = [100 * result["accuracy"] for result in sparse]
+    row = {
+        "preset": preset,
+        "command": f"aswl train {preset}",
+        "model": config["model"],
+        "epochs": config["epochs"],
+        "seeds": [report["config"]["seed"] for report in reports],
+        "accuracy": [round(accuracy, 2) for accuracy in accuracies],
+        "mean": round(statistics.mean(accuracies), 2),
+        "std": round(statistics.stdev(accuracies), 2) if len(accuracies) > 1 else None,
+        "kept": [result["kept"] for result in sparse],
+        "size": sparse[0]["size"],
+        "seconds": round(statistics.mean(result["seconds"] for result in sparse)),
+    }
+    if "dense" in reports[0]["networks"]:
+        row["dense"] = [round(100 * report["networks"]["dense"]["accuracy"], 2) for report in reports]
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("presets", nargs="+")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--output", type=Path, default=Path("runs") / "presets")
+    parser.add_argument("--save", action="store_true", help="append rows to bench/results/presets.jsonl")
+    args, options = parser.parse_known_args()
+    for preset in args.presets:
+        reports = [run(preset, seed, args.output / f"{preset}-{seed}", options) for seed in args.seeds]
+        row = row_of(preset, reports)
+        print(json.dumps(row))
+        if args.save:
+            rows.append("presets", [row])
+
+
+if __name__ == "__main__":
+    main()

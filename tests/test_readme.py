@@ -1,0 +1,26 @@
+"""The README's code runs, and its table is the one that the result rows give."""
+
+import re
+import runpy
+from pathlib import Path
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_python_code_runs(capsys, tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 1
+    script = tmp_path / "quick_start.py"
+    script.write_text(blocks[0], encoding="utf-8")
+    scope = runpy.run_path(str(script))
+    assert "total" in capsys.readouterr().out
+    plain, images, labels = scope["plain"], scope["images"], scope["labels"]
+    assert (plain(images).argmax(1) == labels).float().mean() > 0.9
+    kept = sum(int((layer.weight != 0).sum()) for layer in plain if hasattr(layer, "weight"))
+    assert kept == round(0.05 * 50_200)
+
+
+def test_table_is_generated():
+    from bench import tables
+
+    assert tables.insert(README.read_text(encoding="utf-8")) == README.read_text(encoding="utf-8")
