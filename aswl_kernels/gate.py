@@ -22,10 +22,9 @@ def gate(weight: Tensor, attention: Tensor, threshold: Tensor) -> Tensor:
     return _Gate.apply(weight, attention, threshold)
 
 
-def attention_gradient(grad: Tensor, weight: Tensor, attention: Tensor, threshold: Tensor) -> Tensor:
+def attention_gradient(grad: Tensor, sparse: Tensor, attention: Tensor) -> Tensor:
     """``sum(grad * sparse)`` in the attention's shape and dtype, at least fp32 inside."""
-    sparse = gate(weight, torch.ones_like(attention), threshold)
-    wide = torch.promote_types(weight.dtype, torch.float32)
+    wide = torch.promote_types(sparse.dtype, torch.float32)
     return (grad.to(wide) * sparse.to(wide)).sum().to(attention.dtype).reshape(attention.shape)
 
 
@@ -47,7 +46,7 @@ class _Gate(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             weight_grad = (attention.reshape(1) * grad).to(weight.dtype).reshape(weight.shape)
         if ctx.needs_input_grad[1]:
-            attention_grad = attention_gradient(grad, weight, attention, threshold)
+            attention_grad = attention_gradient(grad, gate(weight, torch.ones_like(attention), threshold), attention)
         return weight_grad, attention_grad, None
 
 

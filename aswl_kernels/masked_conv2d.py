@@ -7,8 +7,7 @@ from aswl_kernels import reference
 from aswl_kernels._checks import check_operands, check_scalar, to_autocast
 from aswl_kernels._conv import Size, prepare
 from aswl_kernels._library import define, vmap_by
-from aswl_kernels.gate import gate
-from aswl_kernels.masked_linear import unfold_gradients
+from aswl_kernels.masked_linear import unfold, unfold_gradients
 
 
 def masked_conv2d(
@@ -56,14 +55,14 @@ class _MaskedConv2d(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, threshold, attention, bias = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.geometry
-        scale = torch.ones(1, device=weight.device) if attention is None else attention
+        scale, sparse = unfold(weight, threshold, attention)
         needs_x, needs_weight, _, needs_attention, needs_bias, *_ = ctx.needs_input_grad
         needs = [needs_x, needs_weight or needs_attention, bias is not None and (needs_bias or needs_attention)]
-        folded = gate(weight, scale, threshold).to(x.dtype)
+        folded = (scale.reshape(1) * sparse).to(x.dtype)
         x_grad, folded_grad, bias_grad = torch.ops.aten.convolution_backward(
             grad, x, folded, weight.shape[:1], stride, padding, dilation, False, [0, 0], groups, needs
         )
-        gradients = unfold_gradients(ctx, folded_grad, bias_grad if needs[2] else None, weight, threshold, scale, bias)
+        gradients = unfold_gradients(ctx, folded_grad, bias_grad if needs[2] else None, scale, sparse, bias)
         return x_grad if needs_x else None, *gradients, None, None, None, None
 
 

@@ -46,19 +46,25 @@ class _MaskedLinear(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, threshold, attention, bias = ctx.saved_tensors
         rows, inputs = (torch.atleast_2d(t).flatten(0, -2) for t in (grad, x))
-        scale = torch.ones(1, device=weight.device) if attention is None else attention
+        scale, sparse = unfold(weight, threshold, attention)
         x_grad = folded_grad = bias_grad = None
         if ctx.needs_input_grad[0]:
-            x_grad = grad @ gate(weight, scale, threshold).to(grad.dtype)
+            x_grad = grad @ (scale.reshape(1) * sparse).to(grad.dtype)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
             folded_grad = rows.mT @ inputs
         if bias is not None and (ctx.needs_input_grad[4] or ctx.needs_input_grad[3]):
             bias_grad = rows.sum(0)
-        return x_grad, *unfold_gradients(ctx, folded_grad, bias_grad, weight, threshold, scale, bias)
+        return x_grad, *unfold_gradients(ctx, folded_grad, bias_grad, scale, sparse, bias)
+
+
+def unfold(weight: Tensor, threshold: Tensor, attention: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The two factors of the folded weight: the scale, 1 where there is no attention, and the sparse weight."""
+    scale = torch.ones(1, device=weight.device) if attention is None else attention
+    return scale, gate(weight, torch.ones_like(scale), threshold)
 
 
 def unfold_gradients(
-    ctx, folded_grad: Tensor, bias_grad: Tensor, weight: Tensor, threshold: Tensor, scale: Tensor, bias: Tensor | None
+    ctx, folded_grad: Tensor | None, bias_grad: Tensor | None, scale: Tensor, sparse: Tensor, bias: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """Gradients of (weight, threshold, attention, bias) from those of the folded weight and the folded bias.
 
@@ -66,9 +72,9 @@ def unfold_gradients(
     """
     weight_grad = attention_grad = None
     if ctx.needs_input_grad[1]:
-        weight_grad = (scale.reshape(1) * folded_grad).to(weight.dtype)
+        weight_grad = (scale.reshape(1) * folded_grad).to(sparse.dtype)
     if ctx.needs_input_grad[3]:
-        attention_grad = attention_gradient(folded_grad, weight, scale, threshold)
+        attention_grad = attention_gradient(folded_grad, sparse, scale)
         if bias is not None:
             wide = torch.promote_types(bias.dtype, torch.float32)
             attention_grad = attention_grad + (bias_grad.to(wide) * bias.to(wide)).sum().to(scale.dtype)

@@ -7,9 +7,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
 
-DYNAMO_WARNING = pytest.mark.filterwarnings(
-    "ignore:<class 'torch.autograd.function.Function'> should not be instantiated:DeprecationWarning"
-)
 DTYPES = [  # of x, of the weight
     pytest.param((torch.float64, torch.float64), id="fp64"),
     pytest.param((torch.float32, torch.float32), id="fp32"),

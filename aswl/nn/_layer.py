@@ -83,7 +83,7 @@ class SparseLayer(nn.Module):
         """As the parent's; attention 1, nothing pruned. The parent's constructor ends with a call of this."""
         super().reset_parameters()
         if "attention" not in self._parameters:
-            self._begin()
+            return self._begin()
         with torch.no_grad():
             self.attention.fill_(1)
             self.threshold.zero_()
@@ -104,7 +104,8 @@ class SparseLayer(nn.Module):
             return super()._load_from_state_dict(state_dict, prefix, *args)
         # a dense checkpoint: the attention stays, and the threshold moves so that as many weights stay kept
         if self.weight.is_meta:
-            kept, scalars = self.weight.numel(), (torch.ones(1), torch.zeros(()))
+            kept, cpu = self.weight.numel(), {"device": "cpu"}
+            scalars = torch.ones_like(self.attention, **cpu), torch.zeros_like(self.threshold, **cpu)
         else:
             kept, scalars = self.kept, (self.attention.detach(), self.threshold)
         dense = state_dict | {name: scalar.to(weight.device) for name, scalar in zip(own, scalars)}

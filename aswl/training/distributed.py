@@ -1,5 +1,6 @@
 """The processes of one run: alone, or started by torchrun."""
 
+import gc
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -93,6 +94,7 @@ def join(device: str) -> Iterator[World]:
     try:
         yield world
     finally:
+        gc.collect()  # networks in reference cycles would hold the group's threads beyond the end of the interpreter
         dist.destroy_process_group()
 
 

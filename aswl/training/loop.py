@@ -62,7 +62,6 @@ class Loop:
         warmup = config.warmup_epochs * len(task.train)
         self.lr_factor = partial(lr_factor, steps=self.steps, warmup=warmup, schedule=config.lr_schedule)
         self.schedule = LambdaLR(self.optimizer, self.lr_factor)
-        self.network = self._wrap()
         self.step = self.epoch = self.batch = 0  # steps done; epochs done; batches done of the epoch after
         self.score: Score | None = None  # of the last epoch
         self.seconds = self.training_seconds = 0.0  # with and without evaluations and checkpoints
@@ -79,12 +78,12 @@ class Loop:
         Raises ``Interrupted`` after a signal, ``FloatingPointError`` for a loss that is not finite, and what the
         sparsifier, the checkpoints and the log raise.
         """
-        config = self.config
+        config, network = self.config, self._wrap()
         self._mark = time.perf_counter()
         self._began = self._mark - self.seconds
         while not self.finished:
             for images, labels in self.task.train.epoch(self.epoch, self.batch):
-                self._train(images, labels)
+                self._update(network, images, labels)
                 if self.step % config.log_every == 0 and self.batch < len(self.task.train):
                     self._write_row()
                 signum = self.world.largest(watch.signum)
@@ -179,9 +178,9 @@ class Loop:
             network = DistributedDataParallel(network, device_ids=ids)
         return torch.compile(network) if self.config.compile else network
 
-    def _train(self, images: Tensor, labels: Tensor) -> None:
+    def _update(self, network: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> None:
         with precision(self.config.amp, self.world.device):
-            loss = F.cross_entropy(self.network(images), labels)
+            loss = F.cross_entropy(network(images), labels)
         if self.config.gamma is not None and self.sparsifier:
             loss = loss + self.sparsifier.penalty()
         self.optimizer.zero_grad()

@@ -34,27 +34,29 @@ def train(config: TrainConfig) -> Path | None:
     if config.threads:
         torch.set_num_threads(config.threads)
     with join(config.device) as world:
-        if world.main:
-            _check_folder(config)
-        task = prepare(config, world)
-        identity = _identity(config, task, world)
-        states = {name: _newest(config, name, world) for name in (("dense", "sparse") if config.twin else ("sparse",))}
-        for state in filter(None, states.values()):
-            _check_identity(identity, state["identity"])
-        Loop(
-            config, task, world, Log(), identity, sparse=True
-        )  # what it refuses, it refuses before anything is written
-        results: dict[str, Any] = {}
-        with _open_log(config, states, world) as log, SignalWatch() as watch:
-            for name, state in states.items():
-                loop = Loop(config, task, world, log, identity, sparse=name == "sparse")
-                if state:
-                    loop.load_state_dict(state)
-                if not loop.finished:
-                    loop.fit(watch)
-                results[name] = loop.result()
-        _finish(loop, results)
-    return config.output if world.main else None
+        _run(config, world)
+        return config.output if world.main else None
+
+
+def _run(config: TrainConfig, world: World) -> None:
+    if world.main:
+        _check_folder(config)
+    task = prepare(config, world)
+    identity = _identity(config, task, world)
+    states = {name: _newest(config, name, world) for name in (("dense", "sparse") if config.twin else ("sparse",))}
+    for state in filter(None, states.values()):
+        _check_identity(identity, state["identity"])
+    Loop(config, task, world, Log(), identity, sparse=True)  # what it refuses, it refuses before anything is written
+    results: dict[str, Any] = {}
+    with _open_log(config, states, world) as log, SignalWatch() as watch:
+        for name, state in states.items():
+            loop = Loop(config, task, world, log, identity, sparse=name == "sparse")
+            if state:
+                loop.load_state_dict(state)
+            if not loop.finished:
+                loop.fit(watch)
+            results[name] = loop.result()
+    _finish(loop, results)
 
 
 def _check_folder(config: TrainConfig) -> None:
@@ -98,6 +100,8 @@ def _open_log(config: TrainConfig, states: dict[str, dict[str, Any] | None], wor
 def _finish(loop: Loop, results: dict[str, Any]) -> None:
     """Write the finished sparse network and the numbers of the run."""
     config, world, task = loop.config, loop.world, loop.task
+    with torch.no_grad():
+        loop.model(next(task.test.epoch(0))[0][:1])  # FLOPs are counted in passing, and a resumed network may not have run
     network, summary = loop.sparsifier.finalize(), loop.sparsifier.summary()
     score = evaluate(network, task.test, world, config.amp)
     if not world.main:

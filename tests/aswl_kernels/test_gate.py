@@ -56,6 +56,11 @@ def test_nan_and_inf_are_never_pruned(t, dtype, device):
     torch.testing.assert_close(y, want, rtol=0, atol=0, equal_nan=True)
 
 
+def test_a_nan_threshold_prunes_nothing():
+    weight = torch.tensor([0.0, 1.0, NAN])  # the threshold of a layer that holds more NaN than it may keep
+    assert gate(weight, torch.ones(1), torch.tensor(NAN))[:2].tolist() == [0, 1]
+
+
 def test_a_nan_gradient_survives():
     weight, attention, threshold, grad = inputs((4,))
     grad[2] = NAN

@@ -116,6 +116,12 @@ def test_a_checkpoint_of_either_sort_brings_a_meta_layer_to_life(kind):
         assert layer.attention.requires_grad and layer.weight.equal(state["weight"])
 
 
+def test_assigning_a_dense_checkpoint_moves_the_layer_to_its_device(kind):
+    layer = kind[0]()
+    layer.load_state_dict(kind[0]().to_dense().to("meta").state_dict(), assign=True)
+    assert {name: t.device.type for name, t in layer.state_dict().items()} == dict.fromkeys(layer.state_dict(), "meta")
+
+
 def test_assigning_a_dense_checkpoint_keeps_the_attention_trainable(kind):
     construct, _, shape = kind
     layer = prune(construct())
