@@ -171,4 +171,4 @@ def _one_line(error: Exception) -> str:
 def _say(line: str) -> None:
     """One line on the standard error, with the rank of this process where there are several."""
     rank = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-    print(f"aswl: {rank}{line}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"aswl: {rank}{line}\n")  # in one piece: print would let two processes mix their lines

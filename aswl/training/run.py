@@ -100,8 +100,9 @@ def _open_log(config: TrainConfig, states: dict[str, dict[str, Any] | None], wor
 def _finish(loop: Loop, results: dict[str, Any]) -> None:
     """Write the finished sparse network and the numbers of the run."""
     config, world, task = loop.config, loop.world, loop.task
-    with torch.no_grad():
-        loop.model(next(task.test.epoch(0))[0][:1])  # FLOPs are counted in passing, and a resumed network may not have run
+    loop.model.eval()
+    with torch.no_grad():  # FLOPs are counted in passing, and a resumed network may not have run yet
+        loop.model(next(task.test.epoch(0))[0][:1])
     network, summary = loop.sparsifier.finalize(), loop.sparsifier.summary()
     score = evaluate(network, task.test, world, config.amp)
     if not world.main:

@@ -81,8 +81,7 @@ def test_the_command_line_under_torchrun(tmp_path):
     assert steps == sorted(set(steps)) and steps[-1] == sparse["steps"] == 10 * (1438 // 2 // 32)
     again = torchrun("-m", "aswl", "train", str(tmp_path / "run" / "config.yaml"), "--resume", "--batch-size", "7")
     assert again.returncode != 0
-    lines = [line for line in again.stderr.splitlines() if line.startswith("aswl:")]
-    assert "aswl: [rank 0] error: batch_size: want a multiple of the 2 processes; got 7" in lines
+    assert "aswl: [rank 0] error: batch_size: want a multiple of the 2 processes; got 7\n" in again.stderr
 
 
 def test_alone_nothing_is_exchanged():
