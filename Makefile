@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: train test lint bench clean
 
 train: .venv/ready
-	$(BIN)/aswl train digits $(ARGS)
+	$(BIN)/aswl train digits --output runs/digits-$$(date +%Y%m%d-%H%M%S) $(ARGS)
 
 test: .venv/ready
 	$(BIN)/pytest --cov --cov-report=term $(ARGS)

@@ -49,6 +49,7 @@ def row_of(preset: str, reports: list[dict]) -> dict:
         "std": round(statistics.stdev(accuracies), 2) if len(accuracies) > 1 else None,
         "kept": [result["kept"] for result in sparse],
         "size": sparse[0]["size"],
+        "threads": reports[0]["threads"],
         "seconds": round(statistics.mean(result["seconds"] for result in sparse)),
     }
     if "dense" in reports[0]["networks"]:

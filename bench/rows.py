@@ -8,17 +8,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 RESULTS = Path(__file__).parent / "results"
 
 
 def cpu_name() -> str:
-    """The processor's name as the system gives it, and its cores."""
+    """The processor's name as the system gives it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def append(claim: str, rows: list[dict[str, Any]]) -> Path:

@@ -76,6 +76,7 @@ def main() -> None:
         "model": args.model,
         "batch": args.batch,
         "density": args.density,
+        "threads": torch.get_num_threads(),
         "rounds": args.rounds,
         "dense_ms": round(1e3 * statistics.median(times["dense"]), 2),
         "sparse_ms": round(1e3 * statistics.median(times["sparse"]), 2),

@@ -36,7 +36,12 @@ def table() -> str:
         setting = f"{row['model']}, batch {row['batch']}, density {row['density']}, CPU"
         lines.append(f"| {setting} | {row['dense_ms']} ms | {row['sparse_ms']} ms | {row['ratio']:.2f} |")
     lines.append("| any model, GPU | - | - | not measured |")
-    machines = sorted({f"{row['machine']}, torch {row['torch']}" for row in [*newest.values(), *costs.values()]})
+    machines = sorted(
+        {
+            f"{row['machine']}, {row['threads']} threads, torch {row['torch']}"
+            for row in [*newest.values(), *costs.values()]
+        }
+    )
     return "\n".join([*lines, "", f"{SOURCES} Measured on: {'; '.join(machines)}. Rows: `bench/results/`."]) + "\n"
 
 
