@@ -46,7 +46,11 @@ def train(args: list[str]) -> int:
         f"Train a network sparse from scratch. Presets: {', '.join(presets())}, or a YAML file; digits if none."
     )
     prog = f"aswl train {args[0]}" if named else "aswl train [PRESET]"
-    options = tyro.cli(Options, default=Options(**vars(preset)), args=args[named:], prog=prog, description=description)
+    given = {arg.partition("=")[0] for arg in args}
+    modes = {"density": "gamma", "gamma": "density"}  # asking for one mode leaves the preset's other one
+    left = {other: None for mode, other in modes.items() if f"--{mode}" in given and f"--{other}" not in given}
+    default = Options(**(vars(preset) | left))
+    options = tyro.cli(Options, default=default, args=args[named:], prog=prog, description=description)
     try:
         run = train(TrainConfig(**vars(options)))
     except Interrupted as stop:

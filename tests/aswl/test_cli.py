@@ -32,6 +32,16 @@ def test_train_ends_with_the_tables(tmp_path, capsys):
     assert out.endswith(f"report: {folder / 'report.md'}\n")
 
 
+def test_asking_for_one_mode_leaves_the_presets_other(tmp_path):
+    assert main([*QUICK, "--gamma", "1.5", "--output", str(tmp_path / "paper")]) == 0
+    config = json.loads((tmp_path / "paper" / "report.json").read_text())["config"]
+    assert (config["density"], config["gamma"]) == (None, 1.5)
+    args = ["train", str(tmp_path / "paper" / "config.yaml"), "--density=0.2", "--output", str(tmp_path / "budget")]
+    assert main(args) == 0
+    report = json.loads((tmp_path / "budget" / "report.json").read_text())
+    assert (report["config"]["gamma"], report["networks"]["sparse"]["kept"]) == (None, round(0.2 * 50_200))
+
+
 def test_eval_reproduces_the_reported_number(run, capsys):
     assert main(["eval", str(run)]) == 0
     sparse = json.loads((run / "report.json").read_text())["networks"]["sparse"]
@@ -62,8 +72,12 @@ BAD = {
     "data not given": (["train", "mnist"], "mnist: pass --data PATH"),
     "data not there": (["train", "--data", "nowhere"], "data: no file or folder nowhere"),
     "density": (["train", "--density", "0"], "density: want above 0 and at most 1; got 0.0"),
-    "both modes": (["train", "--gamma", "1"], "density, gamma: want a number for one and None for the other"),
-    "gamma": (["train", "--density", "None", "--gamma", "-1"], "gamma: want 0 or more; got -1.0"),
+    "both modes": (
+        ["train", "--density", "0.1", "--gamma", "1"],
+        "density, gamma: want a number for one and None for the other",
+    ),
+    "no mode": (["train", "--density", "None"], "density, gamma: want a number for one and None for the other"),
+    "gamma": (["train", "--gamma", "-1"], "gamma: want 0 or more; got -1.0"),
     "exclude": (["train", "--exclude", "conv*"], "exclude pattern 'conv*' matches no layer"),
     "all excluded": (["train", "--exclude", "fc*"], "nothing is left to prune"),
     "image size": (["train", "--model", "lenet5"], "lenet5: want images of at least 16x16 pixels; got 8x8"),
