@@ -80,10 +80,10 @@ def share_budget(density: Tensor, sizes: Tensor, budget: int, min_keep: int) -> 
     least = most.clamp(max=min_keep)
     kinks = torch.cat([least / wanted, most / wanted]).sort().values  # [2L]
     totals = torch.minimum(torch.maximum(kinks[:, None] * wanted, least), most).sum(1)
-    right = (totals < budget).sum().clamp(1, len(kinks) - 1)  # the first kink at or above the budget
-    low, high = totals[right - 1], totals[right]
+    right = (totals < budget).sum(0, keepdim=True).clamp(1, len(kinks) - 1)  # the first kink at or above the budget
+    low, high = totals.gather(0, right - 1), totals.gather(0, right)  # indexing would wait for the device
     part = ((budget - low) / (high - low).clamp(min=1e-30)).clamp(0, 1)
-    factor = torch.lerp(kinks[right - 1], kinks[right], part)
+    factor = torch.lerp(kinks.gather(0, right - 1), kinks.gather(0, right), part)
     exact = torch.minimum(torch.maximum(factor * wanted, least), most)
     keep = (exact + 1e-9 * most).floor().clamp(max=most)  # 2.9999999996 is 3
     spare = budget - keep.sum()

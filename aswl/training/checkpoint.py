@@ -30,20 +30,25 @@ def save(state: dict[str, Any], folder: str | Path, step: int, keep: int = 2) ->
         raise ValueError(f"checkpoint: want keep at least 1 and step at least 0; got {keep} and {step}")
     folder = Path(folder)
     path = folder / f"checkpoint-{step:08d}.pt"
-    content = _serialise(state)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob("checkpoint-*.pt.tmp"):  # left by a run that was killed
-            stale.unlink()
-        _write_whole(content, path)
-    except OSError as error:
-        message = f"checkpoint of step {step} not saved, earlier ones are intact: {error.strerror or error}"
-        raise OSError(error.errno, message, str(path)) from error
+    for stale in folder.glob("checkpoint-*.pt.tmp"):  # left by a run that was killed
+        stale.unlink()
+    write(state, path)
     # A new run in a used folder writes smaller steps than those it finds: never prune what was just written.
     others = [other for other in _newest_first(folder) if other != path]
     for other in others[keep - 1 :]:
         other.unlink()
     return path
+
+
+def write(state: dict[str, Any], path: Path) -> None:
+    """Write state to one file, whole or not at all; raises TypeError and OSError as :func:`save` does."""
+    content = _serialise(state)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(content, path)
+    except OSError as error:
+        message = f"{path.name} not saved, what was there is intact: {error.strerror or error}"
+        raise OSError(error.errno, message, str(path)) from error
 
 
 def load(path: str | Path) -> dict[str, Any]:

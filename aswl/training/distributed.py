@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,6 +97,9 @@ def join(device: str) -> Iterator[World]:
     finally:
         gc.collect()  # networks in reference cycles would hold the group's threads beyond the end of the interpreter
         dist.destroy_process_group()
+        # Where there was a DDP, torch 2.13 leaves gloo's threads running all the same. One that lets go of its last tensor
+        # while the interpreter ends would abort the process, and that takes it microseconds once it has a processor.
+        time.sleep(0.1)
 
 
 def _device(name: str, local_rank: int) -> torch.device:

@@ -47,9 +47,7 @@ def save(run: Path, model: str, network: nn.Module, task: Task, layers: Iterable
         "std": task.std,
         "layers": tuple(layers),
     }
-    aside = run / f"{NAME}.new"
-    checkpoint.save(state, aside, step=0).replace(run / NAME)
-    aside.rmdir()
+    checkpoint.write(state, run / NAME)
 
 
 def read(run: Path) -> FinishedModel:

@@ -168,7 +168,7 @@ except OSError as error:
 """
     result = run(code, tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "checkpoint of step 2 not saved, earlier ones are intact: File too large" in result.stdout
+    assert "checkpoint-00000002.pt not saved, what was there is intact: File too large" in result.stdout
     assert names(tmp_path) == ["checkpoint-00000001.pt"]
     assert_same(checkpoint.latest(tmp_path)[1], make_state(1))
 
@@ -203,5 +203,5 @@ checkpoint.save({"w": torch.zeros(10)}, sys.argv[1], 2)
 
 def test_a_file_where_the_folder_should_be(tmp_path):
     (tmp_path / "taken").write_text("")
-    with pytest.raises(OSError, match="checkpoint of step 1 not saved"):
+    with pytest.raises(OSError, match=r"checkpoint-00000001\.pt not saved"):
         checkpoint.save(make_state(), tmp_path / "taken", 1)

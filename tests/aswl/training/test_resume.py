@@ -176,7 +176,7 @@ def test_a_full_disk_leaves_the_checkpoints(tmp_path, capsys):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     (line,) = capsys.readouterr().err.splitlines()
-    assert code == 1 and "checkpoint of step 12 not saved, earlier ones are intact: File too large" in line
+    assert code == 1 and "checkpoint-00000012.pt not saved, what was there is intact: File too large" in line
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert main(["train", str(run / "config.yaml"), "--resume"]) == 0
 
