@@ -138,9 +138,10 @@ def test_a_missing_package_is_one_line(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tyro", None)
     assert main(["train"]) == 1
     assert capsys.readouterr().err == "aswl: error: tyro is not installed: pip install 'aswl[train]'\n"
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name == "rich" else object())
+    found = cli.importlib.util.find_spec
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name == "rich" else found(name))
     assert main(["info"]) == 0
-    assert "extra train: lacks rich: pip install 'aswl[train]'" in capsys.readouterr().out
+    assert "extra train: lacks rich, tyro: pip install 'aswl[train]'" in capsys.readouterr().out
 
 
 def test_mistakes_of_ours_are_not_hidden(monkeypatch):
