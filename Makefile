@@ -18,12 +18,12 @@ lint: .venv/ready
 bench: .venv/ready
 	$(BIN)/python -m bench.step $(ARGS)
 
-# torch first: what depends on it must not choose its build
-.venv/ready: pyproject.toml setup.py
+# torch first: what depends on it must not choose its build, and the C++ library is built against its headers
+.venv/ready: pyproject.toml setup.py $(wildcard csrc/*)
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[test]"
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" "setuptools>=77"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[test]"
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info runs
+	rm -rf .venv build *.egg-info runs aswl_kernels/*.so

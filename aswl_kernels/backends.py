@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from aswl_kernels import native
+
 
 class Backend(NamedTuple):
     """``available``, and ``detail``: a version or device name, or the reason why it is missing."""
@@ -16,7 +18,7 @@ class Backend(NamedTuple):
 
 
 def backends() -> dict[str, Backend]:
-    """Triton, its interpreter, CUDA and the C++ library: each available or missing, and why.
+    """Triton, its interpreter, CUDA and the C++ library (and its instruction set): each available or missing, and why.
 
     Nothing here is required: an operator without a kernel for the device runs on its PyTorch reference.
     """
@@ -24,7 +26,7 @@ def backends() -> dict[str, Backend]:
         "cuda": _cuda(),
         "triton": _triton(),
         "interpreter": _interpreter(),
-        "native": Backend(False, "this version has no C++ library; operators run on the PyTorch reference"),
+        "native": Backend(native.AVAILABLE, native.DETAIL),
     }
 
 

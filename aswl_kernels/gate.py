@@ -33,7 +33,7 @@ class _Gate(torch.autograd.Function):
 
     @staticmethod
     def forward(weight, attention, threshold):
-        return _gate(weight, attention, threshold)
+        return gate_op(weight, attention, threshold)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -50,4 +50,4 @@ class _Gate(torch.autograd.Function):
         return weight_grad, attention_grad, None
 
 
-_gate = define("gate(Tensor weight, Tensor attention, Tensor threshold) -> Tensor", reference.gate)
+gate_op = define("gate(Tensor weight, Tensor attention, Tensor threshold) -> Tensor", reference.gate)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from aswl_kernels import reference
+from aswl_kernels import native, reference
 from aswl_kernels._checks import FLOATING, want
 from aswl_kernels._library import LIBRARY, define
 
@@ -58,4 +58,5 @@ def _fake(weights: list[Tensor], keep: Tensor) -> Tensor:
 _magnitude_threshold = define(
     "magnitude_threshold(Tensor[] weights, Tensor keep) -> Tensor", reference.magnitude_threshold, _fake
 )
-LIBRARY.impl("magnitude_threshold", _cpu, "CPU")
+if not native.AVAILABLE:
+    LIBRARY.impl("magnitude_threshold", _cpu, "CPU")

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from aswl_kernels import reference
+from aswl_kernels import native, reference
 from aswl_kernels._checks import check_operands, check_scalar, to_autocast
 from aswl_kernels._conv import Size, prepare
-from aswl_kernels._library import define, vmap_by
+from aswl_kernels._library import LIBRARY, define, vmap_by
+from aswl_kernels.gate import gate_op
 from aswl_kernels.masked_linear import unfold, unfold_gradients
 
 
@@ -71,3 +72,12 @@ _masked_conv2d = define(
     "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups) -> Tensor",
     reference.masked_conv2d,
 )
+
+
+def _cpu(*args) -> Tensor:
+    """The reference with the C++ gate in place of PyTorch's seven passes over the weight."""
+    return reference.masked_conv2d(*args, gate=gate_op)
+
+
+if native.AVAILABLE:
+    LIBRARY.impl("masked_conv2d", _cpu, "CPU")

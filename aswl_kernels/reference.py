@@ -4,6 +4,8 @@ Thresholds are compared in fp32 whatever the weight's dtype, a NaN is never prun
 pruned weight are straight-through (arXiv 2111.02399, section 3): they are those of the weight as if it were kept.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,10 +31,15 @@ def gate(weight: Tensor, attention: Tensor, threshold: Tensor) -> Tensor:
 
 
 def masked_linear(
-    x: Tensor, weight: Tensor, threshold: Tensor, attention: Tensor | None = None, bias: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    threshold: Tensor,
+    attention: Tensor | None = None,
+    bias: Tensor | None = None,
+    gate: Callable = gate,
 ) -> Tensor:
     """attention * (x @ sparse.T + bias), the product in x's dtype."""
-    return F.linear(x, *_folded(x, weight, threshold, attention, bias))
+    return F.linear(x, *_folded(x, weight, threshold, attention, bias, gate))
 
 
 def masked_conv2d(
@@ -45,12 +52,13 @@ def masked_conv2d(
     padding: list[int],
     dilation: list[int],
     groups: int,
+    gate: Callable = gate,
 ) -> Tensor:
     """attention * (conv2d(x, sparse) + bias), the product in x's dtype."""
-    return F.conv2d(x, *_folded(x, weight, threshold, attention, bias), stride, padding, dilation, groups)
+    return F.conv2d(x, *_folded(x, weight, threshold, attention, bias, gate), stride, padding, dilation, groups)
 
 
-def _folded(x, weight, threshold, attention, bias):
+def _folded(x, weight, threshold, attention, bias, gate):
     """The sparse weight and the bias, both scaled by the attention, in x's dtype."""
     attention = torch.ones(1, device=weight.device) if attention is None else attention
     if bias is not None:

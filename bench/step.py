@@ -5,7 +5,6 @@ python -m bench.step [--model resnet20] [--batch 128] [--rounds 15] [--save]
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 import aswl
 from aswl.training import models
 from bench import rows
+from bench.timing import interleaved
 
 SHAPES = {"lenet300": (1, 28, 28), "lenet5": (1, 28, 28)}
 
@@ -47,17 +47,6 @@ def stepper(name: str, density: float | None, batch: int, settle: int = 12) -> C
     return step
 
 
-def interleaved(variants: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each variant in each round, the variants taking turns."""
-    times = {name: [] for name in variants}
-    for _ in range(rounds):
-        for name, step in variants.items():
-            begin = time.perf_counter()
-            step()
-            times[name].append(time.perf_counter() - begin)
-    return times
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="resnet20", choices=models.names())
@@ -78,8 +67,8 @@ def main() -> None:
         "density": args.density,
         "threads": torch.get_num_threads(),
         "rounds": args.rounds,
-        "dense_ms": round(1e3 * statistics.median(times["dense"]), 2),
-        "sparse_ms": round(1e3 * statistics.median(times["sparse"]), 2),
+        "dense_ms": round(statistics.median(times["dense"]), 2),
+        "sparse_ms": round(statistics.median(times["sparse"]), 2),
         "ratio": round(statistics.median(ratios), 3),
         "ratio_quartiles": [round(ratios[len(ratios) // 4], 3), round(ratios[3 * len(ratios) // 4], 3)],
     }

@@ -42,7 +42,6 @@ def test_bare_machine(machine):
     here = machine()
     assert here["cuda"] == (False, f"torch {torch.__version__} was built without CUDA")
     assert here["triton"] == here["interpreter"] == (False, "the package triton is not installed")
-    assert not here["native"].available and "no C++ library" in here["native"].detail
 
 
 def test_gpu_machine(machine):

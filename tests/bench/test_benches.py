@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from bench import presets, rows, step, tables
+from bench import cpu, presets, rows, step, tables
 
 
 @pytest.fixture
@@ -24,6 +24,15 @@ def test_step(results, monkeypatch, capsys):
     (row,) = rows.read("step")
     assert row["model"] == "lenet300" and row["ratio"] > 0 and row["torch"]
     assert f"ratio {row['ratio']}" in capsys.readouterr().out
+
+
+def test_cpu(results, monkeypatch, capsys):
+    monkeypatch.setattr(cpu, "LINEAR", ((64, 48, 5),))
+    call(monkeypatch, cpu, "--only", "sparse_linear", "--rounds", "3", "--threads", "1", "--save")
+    got = rows.read("cpu")
+    assert [row["sparsity"] for row in got] == list(cpu.SPARSITIES)
+    assert all(row["op"] == "sparse_linear" and row["threads"] == 1 for row in got)
+    assert capsys.readouterr().out.count("dense") == 4
 
 
 def test_presets_runs_each_seed_once(results, monkeypatch, capsys):
