@@ -14,13 +14,10 @@ template <class T, class A> void gate(const T* weight, T* y, int64_t n, A attent
   }
 }
 
-#define INSTANTIATE(T)                                                 \
+#define INSTANTIATE(T, A)                                              \
   template void gate(const T*, T*, int64_t, double, float); \
   template void gate(const T*, T*, int64_t, float, float);
-INSTANTIATE(double)
-INSTANTIATE(float)
-INSTANTIATE(bf16)
-INSTANTIATE(fp16)
+EACH_DTYPE(INSTANTIATE)
 
 }  // namespace ISA
 #else

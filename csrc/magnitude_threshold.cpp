@@ -53,13 +53,10 @@ template <class T> void collect(const T* weight, int64_t n, uint32_t low, uint32
   *inside = found;
 }
 
-#define INSTANTIATE(T)                                         \
+#define INSTANTIATE(T, A)                                      \
   template void magnitudes(const T*, int64_t, uint32_t*); \
   template void collect(const T*, int64_t, uint32_t, uint32_t, uint32_t*, int64_t, int64_t*, int64_t*);
-INSTANTIATE(double)
-INSTANTIATE(float)
-INSTANTIATE(bf16)
-INSTANTIATE(fp16)
+EACH_DTYPE(INSTANTIATE)
 
 }  // namespace ISA
 #else

@@ -54,13 +54,10 @@ template <class T> void pack_row(const T* row, int64_t n, T* values, int32_t* co
   }
 }
 
-#define INSTANTIATE(T)                                          \
+#define INSTANTIATE(T, A)                                       \
   template int64_t count_nonzeros(const T*, int64_t); \
   template void pack_row(const T*, int64_t, T*, int32_t*, int64_t);
-INSTANTIATE(double)
-INSTANTIATE(float)
-INSTANTIATE(bf16)
-INSTANTIATE(fp16)
+EACH_DTYPE(INSTANTIATE)
 
 }  // namespace ISA
 #else

@@ -134,10 +134,7 @@ template <class X, class A> void copy_band(const SparseConv<X, A>& op, int64_t u
 }
 
 #define INSTANTIATE(X, A) template void copy_band(const SparseConv<X, A>&, int64_t, int64_t, A*);
-INSTANTIATE(double, double)
-INSTANTIATE(float, float)
-INSTANTIATE(bf16, float)
-INSTANTIATE(fp16, float)
+EACH_DTYPE(INSTANTIATE)
 
 }  // namespace ISA
 #endif

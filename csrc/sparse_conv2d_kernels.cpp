@@ -169,10 +169,7 @@ void convolve_band(const SparseConv<X, A>& op, int64_t unit, int64_t top, const 
 
 #define INSTANTIATE(X, A) \
   template void convolve_band(const SparseConv<X, A>&, int64_t, int64_t, const A*, int64_t, int64_t);
-INSTANTIATE(double, double)
-INSTANTIATE(float, float)
-INSTANTIATE(bf16, float)
-INSTANTIATE(fp16, float)
+EACH_DTYPE(INSTANTIATE)
 template int64_t lanes<float>();
 template int64_t lanes<double>();
 

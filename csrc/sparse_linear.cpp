@@ -187,10 +187,7 @@ bool multiply_one(const SparseLinear<X>& op, const A* x, int64_t begin, int64_t 
 #define INSTANTIATE(X, A)                                                                                   \
   template void multiply_tile(const SparseLinear<X>&, const A*, int64_t, int64_t, int64_t); \
   template bool multiply_one(const SparseLinear<X>&, const A*, int64_t, int64_t);
-INSTANTIATE(double, double)
-INSTANTIATE(float, float)
-INSTANTIATE(bf16, float)
-INSTANTIATE(fp16, float)
+EACH_DTYPE(INSTANTIATE)
 template void transpose_tile(const double*, int64_t, int64_t, double*);
 template void widen_row(const double*, int64_t, double*);
 template void transpose_tile(const float*, int64_t, int64_t, float*);

@@ -27,6 +27,9 @@ struct fp16 {
 #define PICK(...) portable::__VA_ARGS__
 #endif
 
+// F for every floating dtype and the type of its sums
+#define EACH_DTYPE(F) F(double, double) F(float, float) F(bf16, float) F(fp16, float)
+
 #ifdef ISA
 #ifdef __AVX2__
 #include <immintrin.h>
