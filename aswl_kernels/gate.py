@@ -5,7 +5,7 @@ from torch import Tensor
 
 from aswl_kernels import reference
 from aswl_kernels._checks import FLOATING, check_scalar, want
-from aswl_kernels._library import define, vmap_by
+from aswl_kernels._library import LIBRARY, define, vmap_by
 
 
 def gate(weight: Tensor, attention: Tensor, threshold: Tensor) -> Tensor:
@@ -20,12 +20,6 @@ def gate(weight: Tensor, attention: Tensor, threshold: Tensor) -> Tensor:
     check_scalar("gate", "attention", attention, weight)
     check_scalar("gate", "threshold", threshold, weight)
     return _Gate.apply(weight, attention, threshold)
-
-
-def attention_gradient(grad: Tensor, sparse: Tensor, attention: Tensor) -> Tensor:
-    """``sum(grad * sparse)`` in the attention's shape and dtype, at least fp32 inside."""
-    wide = torch.promote_types(sparse.dtype, torch.float32)
-    return (grad.to(wide) * sparse.to(wide)).sum().to(attention.dtype).reshape(attention.shape)
 
 
 class _Gate(torch.autograd.Function):
@@ -46,8 +40,22 @@ class _Gate(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             weight_grad = (attention.reshape(1) * grad).to(weight.dtype).reshape(weight.shape)
         if ctx.needs_input_grad[1]:
-            attention_grad = attention_gradient(grad, gate(weight, torch.ones_like(attention), threshold), attention)
+            attention_grad = attention_gradient(grad, weight, attention, threshold)
         return weight_grad, attention_grad, None
 
 
-gate_op = define("gate(Tensor weight, Tensor attention, Tensor threshold) -> Tensor", reference.gate)
+def attention_gradient(grad: Tensor, weight: Tensor, attention: Tensor, threshold: Tensor) -> Tensor:
+    """``sum(grad * sparse)`` in the attention's shape and dtype, summed in fp32 or wider; differentiable where a
+    backward is recorded for a second derivative.
+    """
+    op = reference.attention_gradient if torch.is_grad_enabled() else _attention_gradient
+    return op(grad, weight, attention, threshold)
+
+
+gate_op = define("gate(Tensor weight, Tensor? attention, Tensor threshold) -> Tensor", reference.gate)
+_attention_gradient = define(
+    "attention_gradient(Tensor grad, Tensor weight, Tensor attention, Tensor threshold) -> Tensor",
+    reference.attention_gradient,
+    lambda grad, weight, attention, threshold: torch.empty_like(attention),
+)
+torch.library.register_vmap("aswl::attention_gradient", vmap_by(reference.attention_gradient).__func__, lib=LIBRARY)

@@ -21,12 +21,13 @@ def masked_conv2d(
     padding: Size | str = 0,
     dilation: Size = 1,
     groups: int = 1,
+    scaled: bool = True,
 ) -> Tensor:
     """``attention * (conv2d(x, sparse) + bias)``, sparse being the weight where ``abs(weight) >= threshold``, else 0.
 
     ``x``: [N, C, H, W] or [C, H, W], contiguous or channels_last; ``weight``: [out, C / groups, height, width];
     ``threshold``, ``attention``: one element (0-d or [1]), None meaning 1; ``bias``: [out]; the geometry as in
-    ``torch.nn.functional.conv2d``. Dtypes, autocast and gradients as in :func:`masked_linear`.
+    ``torch.nn.functional.conv2d``. Dtypes, autocast, gradients and ``scaled`` as in :func:`masked_linear`.
     Raises ``ValueError`` on another dtype, shape, device or geometry.
     """
     op = "masked_conv2d"
@@ -36,7 +37,7 @@ def masked_conv2d(
     if attention is not None:
         check_scalar(op, "attention", attention, weight)
     batch, *geometry = prepare(op, x, weight.shape, stride, padding, dilation, groups)
-    y = _MaskedConv2d.apply(batch, weight, threshold, attention, bias, *geometry, groups)
+    y = _MaskedConv2d.apply(batch, weight, threshold, attention, bias, *geometry, groups, scaled)
     return y.squeeze(0) if x.dim() == 3 else y
 
 
@@ -44,27 +45,28 @@ class _MaskedConv2d(torch.autograd.Function):
     vmap = vmap_by(reference.masked_conv2d)
 
     @staticmethod
-    def forward(x, weight, threshold, attention, bias, stride, padding, dilation, groups):
+    def forward(x, weight, threshold, attention, bias, stride, padding, dilation, groups, scaled):
+        attention = attention if scaled else None
         return _masked_conv2d(x, weight, threshold, attention, bias, stride, padding, dilation, groups)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.save_for_backward(*inputs[:5])
-        ctx.geometry = inputs[5:]
+        *ctx.geometry, ctx.scaled = inputs[5:]
 
     @staticmethod
     def backward(ctx, grad):
-        x, weight, threshold, attention, bias = ctx.saved_tensors
+        saved = ctx.saved_tensors
+        x, weight, _, _, bias = saved
         stride, padding, dilation, groups = ctx.geometry
-        scale, sparse = unfold(weight, threshold, attention)
         needs_x, needs_weight, _, needs_attention, needs_bias, *_ = ctx.needs_input_grad
         needs = [needs_x, needs_weight or needs_attention, bias is not None and (needs_bias or needs_attention)]
-        folded = (scale.reshape(1) * sparse).to(x.dtype)
-        x_grad, folded_grad, bias_grad = torch.ops.aten.convolution_backward(
+        folded = unfold(saved, ctx.scaled).to(x.dtype)
+        x_grad, folded_grad, bias_grad = torch.ops.aten.convolution_backward.default(
             grad, x, folded, weight.shape[:1], stride, padding, dilation, False, [0, 0], groups, needs
         )
-        gradients = unfold_gradients(ctx, folded_grad, bias_grad if needs[2] else None, scale, sparse, bias)
-        return x_grad if needs_x else None, *gradients, None, None, None, None
+        gradients = unfold_gradients(ctx, saved, folded_grad, bias_grad if needs[2] else None)
+        return x_grad if needs_x else None, *gradients, None, None, None, None, None
 
 
 _masked_conv2d = define(

@@ -22,12 +22,21 @@ def magnitude_threshold(weights: list[Tensor], keep: Tensor) -> Tensor:
     return torch.stack(thresholds) if thresholds else keep.new_empty(0, dtype=torch.float32)
 
 
-def gate(weight: Tensor, attention: Tensor, threshold: Tensor) -> Tensor:
-    """attention * weight where abs(weight) >= threshold, else 0."""
+def gate(weight: Tensor, attention: Tensor | None, threshold: Tensor) -> Tensor:
+    """attention * weight where abs(weight) >= threshold, else 0; None means 1."""
     kept = ~(weight.abs().float() < threshold.float())  # so that a NaN is kept
     sparse = weight - weight.masked_fill(kept, 0).detach()
+    if attention is None:
+        return sparse
     folded = (attention.reshape(1) * sparse).to(weight.dtype)  # a fp32 [1] attention promotes: rounded once
     return folded.reshape(weight.shape)  # 0-d again where it was
+
+
+def attention_gradient(grad: Tensor, weight: Tensor, attention: Tensor, threshold: Tensor) -> Tensor:
+    """sum(grad * sparse) in fp32 or wider, as the attention is."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    total = (grad.to(wide) * gate(weight, None, threshold).to(wide)).sum()
+    return total.to(attention.dtype).reshape(attention.shape)
 
 
 def masked_linear(
@@ -36,10 +45,11 @@ def masked_linear(
     threshold: Tensor,
     attention: Tensor | None = None,
     bias: Tensor | None = None,
+    scaled: bool = True,
     gate: Callable = gate,
 ) -> Tensor:
-    """attention * (x @ sparse.T + bias), the product in x's dtype."""
-    return F.linear(x, *_folded(x, weight, threshold, attention, bias, gate))
+    """attention * (x @ sparse.T + bias), the product in x's dtype; the attention's value is 1 unless ``scaled``."""
+    return F.linear(x, *_folded(x, weight, threshold, attention, bias, scaled, gate))
 
 
 def masked_conv2d(
@@ -52,17 +62,20 @@ def masked_conv2d(
     padding: list[int],
     dilation: list[int],
     groups: int,
+    scaled: bool = True,
     gate: Callable = gate,
 ) -> Tensor:
-    """attention * (conv2d(x, sparse) + bias), the product in x's dtype."""
-    return F.conv2d(x, *_folded(x, weight, threshold, attention, bias, gate), stride, padding, dilation, groups)
+    """attention * (conv2d(x, sparse) + bias), the product in x's dtype; the attention's value is 1 unless ``scaled``."""
+    folded = _folded(x, weight, threshold, attention, bias, scaled, gate)
+    return F.conv2d(x, *folded, stride, padding, dilation, groups)
 
 
-def _folded(x, weight, threshold, attention, bias, gate):
+def _folded(x, weight, threshold, attention, bias, scaled, gate):
     """The sparse weight and the bias, both scaled by the attention, in x's dtype."""
-    attention = torch.ones(1, device=weight.device) if attention is None else attention
+    if attention is not None and not scaled:
+        attention = attention - attention.detach() + 1
     if bias is not None:
-        bias = (attention.reshape(1) * bias).to(x.dtype)
+        bias = (bias if attention is None else attention.reshape(1) * bias).to(x.dtype)
     return gate(weight, attention, threshold).to(x.dtype), bias
 
 

@@ -34,8 +34,35 @@ template <class F> void by_dtype(ScalarType dtype, const F& f) {
 
 // the value of a tensor with one element
 inline double number(const Tensor& t) {
+  if (t.scalar_type() == ScalarType::Float) return *in<float>(t);
+  if (t.scalar_type() == ScalarType::Double) return *in<double>(t);
   auto wide = torch::stable::to(t, ScalarType::Double);
   return *in<double>(wide);
+}
+
+// every element once, whatever the strides; 0 and 1 are sizes without a stride
+inline bool dense(const Tensor& t) {
+  if (t.is_contiguous()) return true;
+  std::vector<std::pair<int64_t, int64_t>> dims;
+  for (int64_t d = 0; d < t.dim(); d++) {
+    if (t.size(d) != 1) dims.emplace_back(t.stride(d), t.size(d));
+  }
+  std::sort(dims.begin(), dims.end());
+  int64_t expected = 1;
+  for (auto [stride, size] : dims) {
+    if (stride != expected) return false;
+    expected *= size;
+  }
+  return true;
+}
+
+// dense in the same order; strides of sizes 0 and 1 do not count
+inline bool same_order(const Tensor& a, const Tensor& b) {
+  if (a.is_contiguous() && b.is_contiguous()) return true;
+  for (int64_t d = 0; d < a.dim(); d++) {
+    if (a.size(d) > 1 && a.stride(d) != b.stride(d)) return false;
+  }
+  return dense(a);
 }
 
 // Room for ``count`` elements that the calling thread keeps for its next call, on huge pages where the system has them:

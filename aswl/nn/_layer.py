@@ -53,21 +53,21 @@ class SparseLayer(nn.Module):
     @torch.no_grad()
     def fold_(self, weight: bool = True) -> nn.Module:
         """Turn this layer itself into the ordinary one; ``weight=False`` where a tied weight is folded already."""
+        scale = self.attention if self.scaled else torch.ones_like(self.attention)
         if weight:
-            self.weight.copy_(gate(self.weight, self.scale(), self.threshold))
+            self.weight.copy_(gate(self.weight, scale, self.threshold))
         if self.bias is not None:
-            self.bias.mul_(self.scale())
+            self.bias.mul_(scale)
         del self.attention, self.threshold
         for name in ("attention_scale", "positions"):
             vars(self).pop(name, None)
         self.__class__ = self.dense_type
         return self
 
-    def scale(self) -> Tensor:
-        """The factor of the output, [1]: the attention, or 1 with the attention's gradient."""
-        if self.attention_scale == "paper":
-            return self.attention
-        return self.attention - self.attention.detach() + 1
+    @property
+    def scaled(self) -> bool:
+        """Whether the output is multiplied by the attention's value, and not by 1 with the attention's gradient."""
+        return self.attention_scale == "paper"
 
     @property
     def kept(self) -> int:

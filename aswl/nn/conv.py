@@ -21,9 +21,8 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
         padding = self.padding
         if self.padding_mode != "zeros":
             input, padding = self._pad(input), 0
-        y = masked_conv2d(
-            input, weight, self.threshold, self.scale(), bias, self.stride, padding, self.dilation, self.groups
-        )
+        geometry = self.stride, padding, self.dilation, self.groups
+        y = masked_conv2d(input, weight, self.threshold, self.attention, bias, *geometry, scaled=self.scaled)
         if not torch.compiler.is_compiling():
             self.positions = y.shape[-2:].numel()
         return y

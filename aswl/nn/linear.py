@@ -19,4 +19,4 @@ class SparseLinear(SparseLayer, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
             self.positions = input.shape[1:-1].numel()
-        return masked_linear(input, self.weight, self.threshold, self.scale(), self.bias)
+        return masked_linear(input, self.weight, self.threshold, self.attention, self.bias, self.scaled)

@@ -5,7 +5,7 @@ import torch
 from harness import assert_no_worse, layouts, masked, run
 from torch.autograd import gradcheck, gradgradcheck
 
-from aswl_kernels import gate, reference
+from aswl_kernels import gate, native, reference
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 NAN, INF = float("nan"), float("inf")
@@ -152,6 +152,35 @@ def test_opcheck(dtype, device):
     weight, attention, threshold, _ = inputs((4, 3, 3, 3), dtype, device)
     for strided in layouts(weight) if dtype == torch.float32 else (weight,):
         torch.library.opcheck(torch.ops.aswl.gate.default, (strided, attention, threshold))
+
+
+@pytest.mark.parametrize("grad_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", [0, 1, 31, 33, 1023, 70_000])
+def test_the_attention_gradient_operator(n, dtype, grad_dtype, device):
+    weight, attention, threshold, grad = inputs((n,), dtype, device)
+    grad = grad.to(grad_dtype)
+    args = (grad, weight, attention, threshold)
+    products = grad.double() * masked(weight, threshold).double()
+    same, exact = reference.attention_gradient(*args), products.sum().reshape(1)
+    got = torch.ops.aswl.attention_gradient(*args)
+    assert_no_worse(got, same, exact, terms=products.abs().sum().item())
+    for threads in (2, 3) if native.AVAILABLE else ():  # PyTorch's own sum depends on them
+        torch.set_num_threads(threads)
+        assert torch.ops.aswl.attention_gradient(*args).equal(got)
+    if n == 33:
+        torch.library.opcheck(torch.ops.aswl.attention_gradient.default, args)
+
+
+def test_batched_gradients():
+    weight, attention, threshold, grad = inputs((4, 5))
+    leaves = weight.requires_grad_(), attention.requires_grad_()
+    y = gate(*leaves, threshold)
+    grads = torch.stack([grad, -2 * grad])
+    got = torch.autograd.grad(y, leaves, grads, retain_graph=True, is_grads_batched=True)
+    for i, each in enumerate(grads):
+        want = torch.autograd.grad(y, leaves, each, retain_graph=True)
+        torch.testing.assert_close(tuple(g[i] for g in got), want)
 
 
 W, A, T = torch.ones(2, 3), torch.ones(1), torch.zeros(())

@@ -7,6 +7,7 @@ from harness import (
     DTYPES,
     GEOMETRIES,
     assert_follows_formula,
+    by_formula,
     conv,
     geometries,
     geometry_table,
@@ -38,6 +39,16 @@ def test_follows_the_formula(x_shape, weight_shape, geometry, dtypes, device):
     args = operands(x_shape, weight_shape, dtypes, device)
     grad = output_grad(*args[:2], geometry)
     assert_follows_formula(masked_conv(geometry), conv(geometry), args, grad)
+
+
+def test_unscaled_takes_the_attention_for_1_and_gives_it_its_gradient():
+    args = operands((2, 3, 5, 7), (4, 3, 3, 3))
+    x, weight, threshold, _, bias = args
+    grad = torch.randn(2, 4, 3, 5).double()
+    unscaled = masked_conv({"scaled": False})
+    want = by_formula(F.conv2d, x, weight, threshold, torch.ones(1).double(), bias, grad)
+    torch.testing.assert_close(run(unscaled, args, grad, EVERY), want)
+    torch.testing.assert_close(unscaled(x, weight, threshold, None, bias), want[0])
 
 
 @given(geometries())

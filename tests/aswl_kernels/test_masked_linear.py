@@ -1,5 +1,7 @@
 """The masked linear product against PyTorch's own and the formulas of the method."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -67,6 +69,16 @@ def test_each_gradient_alone(wrt):
     args, grad = operands((4, 6), (5, 6)), torch.randn(4, 5).double()
     want = dict(zip((-1, *EVERY), by_formula(F.linear, *args, grad)))
     torch.testing.assert_close(run(masked_linear, args, grad, wrt)[1], want[wrt[0]])
+
+
+def test_unscaled_takes_the_attention_for_1_and_gives_it_its_gradient():
+    x, weight, threshold, attention, bias = operands((4, 6), (5, 6))
+    y = F.linear(x, weight, bias)
+    grad = torch.randn_like(y)
+    unscaled = partial(masked_linear, scaled=False)
+    want = by_formula(F.linear, x, weight, threshold, torch.ones(1).double(), bias, grad)
+    torch.testing.assert_close(run(unscaled, (x, weight, threshold, attention, bias), grad, EVERY), want)
+    torch.testing.assert_close(unscaled(x, weight, threshold, None, bias), want[0])
 
 
 def test_the_threshold_has_no_gradient():
