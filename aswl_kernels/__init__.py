@@ -1,5 +1,6 @@
 """Operators of ASWL: functions over tensors, each with a reference in plain PyTorch."""
 
+from aswl_kernels.adjoint import adjoint
 from aswl_kernels.backends import Backend, backends
 from aswl_kernels.gate import gate
 from aswl_kernels.magnitude_threshold import magnitude_threshold
@@ -12,6 +13,7 @@ from aswl_kernels.sparse_linear import sparse_linear
 __all__ = [
     "Backend",
     "PackedWeight",
+    "adjoint",
     "backends",
     "gate",
     "magnitude_threshold",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from aswl_kernels import reference
-from aswl_kernels._checks import FLOATING, want
+from aswl_kernels._checks import FLOATING, check_scalar, want
 from aswl_kernels._library import define, vmap_by
 
 
@@ -45,15 +45,20 @@ class PackedWeight:
         return PackedWeight(self.values.to(device), self.columns.to(device), self.offsets.to(device), self.shape)
 
 
-def pack(weight: Tensor) -> PackedWeight:
-    """Keep the nonzeros of ``weight`` [out, ...] (two or more dimensions, floating) as compressed rows.
+def pack(weight: Tensor, threshold: Tensor | None = None, attention: Tensor | None = None) -> PackedWeight:
+    """The nonzeros of ``gate(weight, attention, threshold)``, without that tensor being made, as compressed rows.
 
-    A NaN is a nonzero, -0.0 is not. The values are differentiable with respect to the weight. Raises ``ValueError`` on
-    another dtype or shape.
+    ``weight``: floating [out, ...], two or more dimensions; ``threshold``, ``attention``: one element each (0-d or [1]),
+    None meaning 0 and 1. Kept is what is not 0 and not below the threshold, compared in fp32; a NaN is, -0.0 is not.
+    What is kept stays, even where the attention makes it 0. The values are differentiable with respect to the weight,
+    at the kept positions, and not to the attention. Raises ``ValueError`` on another dtype, shape or device.
     """
     want(weight.dtype in FLOATING and weight.dim() >= 2, "pack", "a floating weight [out, ...]", weight)
     want(weight[0].numel() < 2**31 if len(weight) else True, "pack", "rows of fewer than 2**31 elements", weight)
-    return PackedWeight(*_Pack.apply(weight), weight.shape)
+    for name, scalar in (("threshold", threshold), ("attention", attention)):
+        if scalar is not None:
+            check_scalar("pack", name, scalar, weight)
+    return PackedWeight(*_Pack.apply(weight, threshold, attention), weight.shape)
 
 
 def unpack(packed: PackedWeight) -> Tensor:
@@ -73,19 +78,22 @@ def gather(dense: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
 
 class _Pack(torch.autograd.Function):
     @staticmethod
-    def forward(weight):
-        return _pack(weight)
+    def forward(weight, threshold, attention):
+        return pack_op(weight, threshold, attention)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         _, columns, offsets = output
         ctx.mark_non_differentiable(columns, offsets)
-        ctx.save_for_backward(columns, offsets)
+        ctx.save_for_backward(columns, offsets, inputs[2])
         ctx.shape = inputs[0].shape
 
     @staticmethod
     def backward(ctx, grad, *_):
-        return scatter(grad, *ctx.saved_tensors, ctx.shape)
+        columns, offsets, attention = ctx.saved_tensors
+        if attention is not None:
+            grad = (attention.detach().reshape(1) * grad).to(grad.dtype)
+        return scatter(grad, columns, offsets, ctx.shape), None, None
 
 
 class _Unpack(torch.autograd.Function):
@@ -104,7 +112,9 @@ class _Unpack(torch.autograd.Function):
         return gather(grad, *ctx.saved_tensors), None, None, None
 
 
-def _fake_pack(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_pack(
+    weight: Tensor, threshold: Tensor | None = None, attention: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     nonzeros = torch.library.get_ctx().new_dynamic_size()
     columns = weight.new_empty(nonzeros, dtype=torch.int32)
     return weight.new_empty(nonzeros), columns, weight.new_empty(weight.shape[0] + 1, dtype=torch.int64)
@@ -114,7 +124,11 @@ def _fake_unpack(values: Tensor, columns: Tensor, offsets: Tensor, shape: list[i
     return values.new_empty(shape)
 
 
-_pack = define("pack(Tensor weight) -> (Tensor, Tensor, Tensor)", reference.pack, _fake_pack)
+pack_op = define(
+    "pack(Tensor weight, Tensor? threshold=None, Tensor? attention=None) -> (Tensor, Tensor, Tensor)",
+    reference.pack,
+    _fake_pack,
+)
 _unpack = define(
     "unpack(Tensor values, Tensor columns, Tensor offsets, SymInt[] shape) -> Tensor", reference.unpack, _fake_unpack
 )

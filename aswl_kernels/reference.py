@@ -79,13 +79,35 @@ def _folded(x, weight, threshold, attention, bias, scaled, gate):
     return gate(weight, attention, threshold).to(x.dtype), bias
 
 
-def pack(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compressed rows of weight [out, ...]: nonzero values, their int32 columns, int64 row offsets [out + 1]."""
+def pack(
+    weight: Tensor, threshold: Tensor | None = None, attention: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compressed rows of weight [out, ...]: what is kept and not 0, scaled; int32 columns, int64 row offsets [out + 1]."""
     rows = weight.flatten(1)
-    row, column = (rows != 0).nonzero(as_tuple=True)  # a NaN is nonzero
+    kept = rows != 0  # a NaN is nonzero
+    if threshold is not None:
+        kept = kept & ~(rows.abs().float() < threshold.float())
+    row, column = kept.nonzero(as_tuple=True)
     offsets = torch.zeros(len(rows) + 1, dtype=torch.int64, device=weight.device)
-    offsets[1:] = (rows != 0).sum(1).cumsum(0)
-    return rows[row, column], column.to(torch.int32), offsets
+    offsets[1:] = kept.sum(1).cumsum(0)
+    values = rows[row, column]
+    if attention is not None:
+        values = (attention.reshape(1) * values).to(weight.dtype)
+    return values, column.to(torch.int32), offsets
+
+
+def adjoint(
+    values: Tensor, columns: Tensor, offsets: Tensor, shape: list[int], groups: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The packed weight with inputs and outputs exchanged in each group, and the kernel turned around."""
+    outputs, inputs, taps = shape[0] // groups, shape[1], torch.Size(shape[2:]).numel()
+    row, column = packed_rows(offsets, len(values)), columns.long()
+    new_row = row // outputs * inputs + column // max(taps, 1)
+    new_column = row % max(outputs, 1) * taps + (taps - 1 - column % max(taps, 1))
+    order = (new_row * (outputs * taps) + new_column).argsort()
+    new_offsets = torch.zeros(inputs * groups + 1, dtype=torch.int64, device=values.device)
+    new_offsets[1:] = torch.bincount(new_row, minlength=inputs * groups).cumsum(0)
+    return values[order], new_column[order].to(torch.int32), new_offsets
 
 
 def packed_rows(offsets: Tensor, nonzeros: int) -> Tensor:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
-from aswl_kernels import PackedWeight, pack, unpack
+from aswl_kernels import PackedWeight, gate, pack, reference, unpack
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 NAN, INF = float("nan"), float("inf")
@@ -48,6 +48,43 @@ def test_worked_by_hand(device):
     want = torch.tensor([5.0, -1.0, NAN, INF, 1.0, 2.0, 3.0], device=device)
     torch.testing.assert_close(packed.values, want, rtol=0, atol=0, equal_nan=True)
     assert unpack(packed)[1].signbit().logical_not().all()  # -0.0 is no nonzero: it comes back as 0.0
+
+
+def assert_same(got, want):
+    torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("threshold", [0.0, -1.0, 1e-45, 0.7, INF, NAN])
+@pytest.mark.parametrize("attention", [None, torch.tensor([0.3]), torch.tensor(-1.7, dtype=torch.float64)], ids=str)
+@pytest.mark.parametrize("shape", [(5, 16), (9, 37), (3, 2, 3, 3), (301, 260), (4, 0), (0, 4)], ids=str)
+def test_a_threshold_and_an_attention_pack_the_gated_weight(shape, attention, threshold, dtype, device):
+    weight = torch.randn(shape, dtype=torch.float64).to(dtype)
+    special = torch.tensor([0.0, -0.0, NAN, INF, -INF, 0.7, -0.7, 1e-45, 1e-300], dtype=torch.float64).to(dtype)
+    weight.flatten()[: len(special)] = special[: weight.numel()]
+    weight, threshold = weight.to(device), torch.tensor(threshold, device=device)
+    scale = attention if attention is None else attention.to(device)
+    got = pack(weight, threshold, scale)
+    assert_same(unpack(got), gate(weight, torch.ones(1, device=device) if scale is None else scale, threshold) + 0.0)
+    for piece, want in zip(torch.ops.aswl.pack(weight, threshold, scale), reference.pack(weight, threshold, scale)):
+        assert_same(piece, want)
+
+
+def test_any_number_of_threads_packs_the_same_bits():
+    weight, threshold, attention = torch.randn(333, 500), torch.tensor(1.5), torch.tensor([0.3])
+    one = torch.ops.aswl.pack(weight, threshold, attention)
+    for threads in (2, 3, 7):
+        torch.set_num_threads(threads)
+        for got, want in zip(torch.ops.aswl.pack(weight, threshold, attention), one):
+            assert_same(got, want)
+
+
+def test_gradients_of_a_scaled_pack():
+    weight = torch.tensor([[0.1, 2.0], [-3.0, 0.2]], requires_grad=True)
+    packed = pack(weight, torch.tensor(1.0), torch.tensor([0.5]))
+    assert packed.values.tolist() == [1.0, -1.5]
+    (grad,) = torch.autograd.grad(packed.values, weight, torch.tensor([10.0, 20.0]))
+    assert grad.tolist() == [[0, 5], [10, 0]]
 
 
 @given(st.integers(0, 6), st.integers(0, 6), st.data())
@@ -101,6 +138,8 @@ def test_opcheck(device):
     weight = of_density((3, 4, 2, 2), 0.5).to(device)
     packed = pack(weight)
     torch.library.opcheck(torch.ops.aswl.pack.default, (weight,))
+    scalars = torch.tensor(0.5, device=device), torch.tensor([0.7], device=device)
+    torch.library.opcheck(torch.ops.aswl.pack.default, (weight, *scalars))
     pieces = (packed.values, packed.columns, packed.offsets, packed.shape)
     torch.library.opcheck(torch.ops.aswl.unpack.default, pieces)
 
@@ -122,6 +161,13 @@ def test_refuses(weight, words):
     with pytest.raises(ValueError) as error:
         pack(weight)
     assert str(error.value).startswith("pack: want ") and words in str(error.value)
+
+
+@pytest.mark.parametrize("threshold", [torch.zeros(2), torch.tensor(1), torch.zeros((), device="meta")], ids=str)
+def test_refuses_what_is_no_scalar(threshold):
+    for scalars, name in (((threshold,), "threshold"), ((None, threshold), "attention")):
+        with pytest.raises(ValueError, match=rf"pack: want {name} a floating 0-d or \[1\] tensor on cpu"):
+            pack(torch.ones(2, 2), *scalars)
 
 
 GOOD = {
