@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from aswl.schedule import Schedule, density_schedule, gradient_schedule
 
+PRODUCTS = ("auto", "dense", "sparse")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -27,6 +29,7 @@ class Settings:
     initial_attention: float | None
     penalty_target: float
     weight_penalty: float
+    products: str
     target: Schedule | None = field(init=False, default=None)  # density by step; None in the paper's mode
     pruned_gradient: Schedule | None = field(init=False, default=None)  # factor of the pruned weights' gradient by step
 
@@ -45,6 +48,7 @@ class Settings:
         _check(0 < self.band < 1, "band in (0, 1)", self.band)
         _check(0 <= self.penalty_target <= 1, "penalty_target in [0, 1]", self.penalty_target)
         _check(self.weight_penalty >= 0, "weight_penalty >= 0", self.weight_penalty)
+        _check(self.products in PRODUCTS, f"products one of {PRODUCTS}", self.products)
         self._default("attention_scale", "paper" if paper else "detached")
         self._default("attention_gradient", "scale" if paper else "band")
         # at a = 1 the slope of (1 - a)^alpha is 0 or infinite unless alpha is 1

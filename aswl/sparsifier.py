@@ -19,6 +19,7 @@ from aswl.steering import Steering
 from aswl.structure import Structure
 from aswl.summary import Summary, summarize
 from aswl_kernels import gate, magnitude_threshold
+from aswl_kernels.break_even import known
 
 
 class ASWL:
@@ -40,7 +41,9 @@ class ASWL:
     ``dense_gradient``: factor of the pruned weights' gradient, a number or a callable of the step; by default 1 with
     ``gamma``, and 1 to 0 between 30% and 60% of ``steps`` with ``density``. ``band``: half-width, relative to the
     threshold. ``refresh_every``: updates between two refreshes of the thresholds. ``initial_attention``,
-    ``penalty_target`` (r) and ``weight_penalty`` (lambda) belong to the paper's loss. ``guard=False`` switches off the
+    ``penalty_target`` (r) and ``weight_penalty`` (lambda) belong to the paper's loss. ``products``: "sparse" computes
+    outputs and input gradients with the kept weights alone, "dense" with masked weights, "auto" with what was measured
+    to be faster, shape by shape, on this machine (eager fp32 on a CPU; :meth:`summary` shows it). ``guard=False`` switches off the
     check for dead or non-finite gradients, which waits for the device once per step.
 
     Raises ``ValueError`` for options out of range, patterns that match nothing, and models with nothing to prune; warns
@@ -68,6 +71,7 @@ class ASWL:
         initial_attention: float | None = None,
         penalty_target: float = 0.0,
         weight_penalty: float = 0.0,
+        products: str = "auto",
         guard: bool = True,
     ):
         self.settings = Settings(
@@ -85,6 +89,7 @@ class ASWL:
             initial_attention,
             penalty_target,
             weight_penalty,
+            products,
         )
         self.model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
         self.step = 0
@@ -98,6 +103,7 @@ class ASWL:
             entry.attention.detach().fill_(self.settings.initial_attention)
             for layer in entry.layers:
                 layer.attention_scale = self.settings.attention_scale
+                layer.products = self.settings.products
         self.refresh()
         self._attached = False
         self._allow_steps = forbid_steps(self._structure)
@@ -153,7 +159,7 @@ class ASWL:
             density, keep = rules.share_budget(density, sizes, self._budget(), options.min_keep)
             attention = rules.attention_of(density, options.alpha)
         thresholds = magnitude_threshold([entry.weight for entry in self._structure.entries], keep)
-        self._structure.store(attention, thresholds.masked_fill(keep >= sizes, 0))
+        self._structure.store(attention, thresholds.masked_fill(keep >= sizes, 0), keep)
 
     @property
     def density(self) -> float:
@@ -165,7 +171,7 @@ class ASWL:
         return {entry.name: entry.layers[0].density for entry in self._structure.entries}
 
     def summary(self) -> Summary:
-        """Shape, kept weights, density, attention, threshold and FLOPs of each layer; ``print`` it for a table."""
+        """Shape, kept weights, density, attention, threshold, FLOPs and products of each layer; ``print`` it for a table."""
         return summarize(self._structure.entries)
 
     def finalize(self) -> nn.Module:
@@ -196,6 +202,7 @@ class ASWL:
             "signal": self._steering.signal.clone(),
             "observed": self._steering.observed,
             "idle": dict(self._guard.idle) if self._guard else {},
+            "break_even": dict(known()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -211,6 +218,7 @@ class ASWL:
         self._steering.signal = state["signal"].clone()
         if self._guard:
             self._guard.idle.update(state["idle"])
+        known().update(state.get("break_even", {}))  # so that the same products are taken again
 
     @torch.no_grad()
     def _before_update(self, scale: Tensor | float) -> None:

@@ -51,9 +51,12 @@ class Structure:
         """How many weights are kept, counted."""
         return sum(entry.layers[0].kept for entry in self.entries)
 
-    def store(self, attention: Tensor, threshold: Tensor) -> None:
-        """Write both vectors into the layers."""
-        for entry, a, t in zip(self.entries, attention.split(1), threshold.unbind()):
+    def store(self, attention: Tensor, threshold: Tensor, keep: Tensor) -> None:
+        """Write attentions and thresholds into the layers; the counts kept tell them their density, on a CPU."""
+        counts = keep.tolist() if keep.device.type == "cpu" else [None] * len(self.entries)  # no wait for a device
+        for entry, a, t, kept in zip(self.entries, attention.split(1), threshold.unbind(), counts):
             entry.attention.copy_(a)
             for layer in entry.layers:
                 layer.threshold.copy_(t)
+                if kept is not None:
+                    layer.note_density(kept / self.counts[entry.name])

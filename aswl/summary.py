@@ -8,7 +8,9 @@ from aswl.structure import PrunedWeight
 @dataclass(frozen=True)
 class LayerSummary:
     """One pruned weight. ``flops``: multiplications and additions per sample with the kept weights; ``dense_flops``:
-    with all of them; None until the layer has seen an input (outside ``torch.compile``).
+    with all of them; None until the layer has seen an input (outside ``torch.compile``). ``products``: how that input was
+    multiplied, "dense" or "sparse"; ``break_even``: the density below which "auto" takes sparse ones, where it was
+    measured.
     """
 
     name: str
@@ -19,6 +21,8 @@ class LayerSummary:
     threshold: float
     flops: int | None
     dense_flops: int | None
+    products: str | None = None
+    break_even: float | None = None
 
     @property
     def density(self) -> float:
@@ -45,7 +49,7 @@ class Summary:
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table's cells, header first and total last."""
-        header = ("layer", "shape", "kept", "of", "density", "attention", "threshold", "MFLOPs", "dense")
+        header = ("layer", "shape", "kept", "of", "density", "attention", "threshold", "MFLOPs", "dense", "products")
         cells = [
             (
                 layer.name,
@@ -57,13 +61,24 @@ class Summary:
                 f"{layer.threshold:.3g}",
                 _millions(layer.flops),
                 _millions(layer.dense_flops),
+                _products(layer),
             )
             for layer in self.layers
         ]
         flops = [layer.flops for layer in self.layers]
         dense = [layer.dense_flops for layer in self.layers]
         sums = [None if None in column else sum(column) for column in (flops, dense)]
-        total = ("total", "", f"{self.kept:,}", f"{self.size:,}", f"{self.density:.4f}", "", "", *map(_millions, sums))
+        total = (
+            "total",
+            "",
+            f"{self.kept:,}",
+            f"{self.size:,}",
+            f"{self.density:.4f}",
+            "",
+            "",
+            *map(_millions, sums),
+            "",
+        )
         return [header, *cells, total]
 
     def __str__(self) -> str:
@@ -93,6 +108,8 @@ def summarize(entries: list[PrunedWeight]) -> Summary:
                 entry.threshold.item(),
                 None if positions is None else 2 * kept * positions,
                 None if positions is None else 2 * size * positions,
+                entry.layers[0].last_products,
+                entry.layers[0].break_even,
             )
         )
     return Summary(tuple(layers))
@@ -100,3 +117,8 @@ def summarize(entries: list[PrunedWeight]) -> Summary:
 
 def _millions(flops: int | None) -> str:
     return "-" if flops is None else f"{flops / 1e6:.3f}"
+
+
+def _products(layer: LayerSummary) -> str:
+    limit = "" if layer.break_even is None else f", sparse below {layer.break_even:.3f}"
+    return "-" if layer.products is None else layer.products + limit

@@ -1,8 +1,11 @@
 """What this machine offers to the operators."""
 
+import functools
 import importlib.util
 import os
+import platform
 from importlib.metadata import version
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -28,6 +31,15 @@ def backends() -> dict[str, Backend]:
         "interpreter": _interpreter(),
         "native": Backend(native.AVAILABLE, native.DETAIL),
     }
+
+
+@functools.cache
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _cuda() -> Backend:

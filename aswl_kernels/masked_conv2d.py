@@ -7,8 +7,10 @@ from aswl_kernels import native, reference
 from aswl_kernels._checks import check_operands, check_scalar, to_autocast
 from aswl_kernels._conv import Size, prepare
 from aswl_kernels._library import LIBRARY, define, vmap_by
+from aswl_kernels.adjoint import adjoint_op
 from aswl_kernels.gate import gate_op
-from aswl_kernels.masked_linear import unfold, unfold_gradients
+from aswl_kernels.masked_linear import kept, unfold, unfold_gradients
+from aswl_kernels.sparse_conv2d import sparse_conv2d_op
 
 
 def masked_conv2d(
@@ -22,12 +24,15 @@ def masked_conv2d(
     dilation: Size = 1,
     groups: int = 1,
     scaled: bool = True,
+    products: str = "dense",
 ) -> Tensor:
     """``attention * (conv2d(x, sparse) + bias)``, sparse being the weight where ``abs(weight) >= threshold``, else 0.
 
     ``x``: [N, C, H, W] or [C, H, W], contiguous or channels_last; ``weight``: [out, C / groups, height, width];
     ``threshold``, ``attention``: one element (0-d or [1]), None meaning 1; ``bias``: [out]; the geometry as in
-    ``torch.nn.functional.conv2d``. Dtypes, autocast, gradients and ``scaled`` as in :func:`masked_linear`.
+    ``torch.nn.functional.conv2d``. Dtypes, autocast, gradients, ``scaled`` and ``products`` as in
+    :func:`masked_linear`; the gradient of x is dense where the stride is not 1 or the padding above ``dilation *
+    (kernel - 1)``.
     Raises ``ValueError`` on another dtype, shape, device or geometry.
     """
     op = "masked_conv2d"
@@ -37,7 +42,9 @@ def masked_conv2d(
     if attention is not None:
         check_scalar(op, "attention", attention, weight)
     batch, *geometry = prepare(op, x, weight.shape, stride, padding, dilation, groups)
-    y = _MaskedConv2d.apply(batch, weight, threshold, attention, bias, *geometry, groups, scaled)
+    packed = kept(op, weight, threshold, attention if scaled else None, products)
+    function = _KeptConv2d if packed else _MaskedConv2d
+    y = function.apply(batch, weight, threshold, attention, bias, *geometry, groups, scaled, *packed)
     return y.squeeze(0) if x.dim() == 3 else y
 
 
@@ -51,22 +58,38 @@ class _MaskedConv2d(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:5])
-        *ctx.geometry, ctx.scaled = inputs[5:]
+        ctx.save_for_backward(*inputs[:5], *inputs[10:])
+        *ctx.geometry, ctx.scaled = inputs[5:10]
 
     @staticmethod
     def backward(ctx, grad):
-        saved = ctx.saved_tensors
+        saved, packed = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
         x, weight, _, _, bias = saved
         stride, padding, dilation, groups = ctx.geometry
         needs_x, needs_weight, _, needs_attention, needs_bias, *_ = ctx.needs_input_grad
-        needs = [needs_x, needs_weight or needs_attention, bias is not None and (needs_bias or needs_attention)]
-        folded = unfold(saved, ctx.scaled).to(x.dtype)
+        turned = [d * (k - 1) - p for d, k, p in zip(dilation, weight.shape[2:], padding)]
+        sparse_x = needs_x and packed and stride == [1, 1] and min(turned) >= 0 and not torch.is_grad_enabled()
+        dense_x, needs_bias_sum = needs_x and not sparse_x, bias is not None and (needs_bias or needs_attention)
+        needs = [dense_x, needs_weight or needs_attention, needs_bias_sum]
+        folded = unfold(saved, ctx.scaled) if dense_x else weight  # whose values then do not matter
         x_grad, folded_grad, bias_grad = torch.ops.aten.convolution_backward.default(
-            grad, x, folded, weight.shape[:1], stride, padding, dilation, False, [0, 0], groups, needs
+            grad, x, folded.to(x.dtype), weight.shape[:1], stride, padding, dilation, False, [0, 0], groups, needs
         )
+        if sparse_x:
+            adjoint = adjoint_op(*packed, weight.shape, groups)
+            shape = [x.shape[1], weight.shape[0] // groups, *weight.shape[2:]]
+            x_grad = sparse_conv2d_op(grad, *adjoint, shape, None, stride, turned, dilation, groups)
         gradients = unfold_gradients(ctx, saved, folded_grad, bias_grad if needs[2] else None)
-        return x_grad if needs_x else None, *gradients, None, None, None, None, None
+        return x_grad if needs_x else None, *gradients, None, None, None, None, None, *(None for _ in packed)
+
+
+class _KeptConv2d(_MaskedConv2d):
+    """The same, from the pieces of the packed weight; not for transforms."""
+
+    @staticmethod
+    def forward(x, weight, threshold, attention, bias, stride, padding, dilation, groups, scaled, *packed):
+        folded = reference.folded_bias(bias, attention if scaled else None, x.dtype)
+        return sparse_conv2d_op(x, *packed, weight.shape, folded, stride, padding, dilation, groups)
 
 
 _masked_conv2d = define(

@@ -6,7 +6,10 @@ from torch import Tensor
 from aswl_kernels import native, reference
 from aswl_kernels._checks import check_operands, check_scalar, to_autocast, want
 from aswl_kernels._library import LIBRARY, define, vmap_by
+from aswl_kernels.adjoint import adjoint_op
 from aswl_kernels.gate import attention_gradient, gate_op
+from aswl_kernels.pack import pack_op
+from aswl_kernels.sparse_linear import sparse_linear_op
 
 
 def masked_linear(
@@ -16,6 +19,7 @@ def masked_linear(
     attention: Tensor | None = None,
     bias: Tensor | None = None,
     scaled: bool = True,
+    products: str = "dense",
 ) -> Tensor:
     """``attention * (x @ sparse.T + bias)``, sparse being the weight where ``abs(weight) >= threshold``, else 0.
 
@@ -23,7 +27,11 @@ def masked_linear(
     ``bias``: [out]. Returns [..., out] in x's dtype, which is the weight's, or bf16/fp16 over an fp32 weight (the mask
     is decided in fp32 all the same); under autocast x takes autocast's dtype. Weight gradients are straight-through,
     see :func:`gate`; the attention's is ``sum(dL/d(a sparse) * sparse) + sum(dL/d(a bias) * bias)``. With
-    ``scaled=False`` the attention counts as 1 and keeps this gradient. Raises ``ValueError`` on another dtype, shape or device.
+    ``scaled=False`` the attention counts as 1 and keeps this gradient.
+
+    ``products``: "dense", or "sparse": y and the gradient of x by the kept weights alone, which are packed on each call
+    (the gradient of the weight is dense all the same); dense too under a compiler, a transform or a second derivative.
+    Raises ``ValueError`` on another dtype, shape or device.
     """
     op = "masked_linear"
     x = to_autocast(x)
@@ -33,7 +41,17 @@ def masked_linear(
     check_scalar(op, "threshold", threshold, weight)
     if attention is not None:
         check_scalar(op, "attention", attention, weight)
-    return _MaskedLinear.apply(x, weight, threshold, attention, bias, scaled)
+    packed = kept(op, weight, threshold, attention if scaled else None, products)
+    function = _KeptLinear if packed else _MaskedLinear
+    return function.apply(x, weight, threshold, attention, bias, scaled, *packed)
+
+
+def kept(op: str, weight: Tensor, threshold: Tensor, attention: Tensor | None, products: str) -> tuple[Tensor, ...]:
+    """The pieces of the packed weight where the products are to be sparse; otherwise none."""
+    want(products in ("dense", "sparse"), op, "products 'dense' or 'sparse'", products)
+    if products == "dense" or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return ()
+    return pack_op(*(t if t is None else t.detach() for t in (weight, threshold, attention)))
 
 
 class _MaskedLinear(torch.autograd.Function):
@@ -45,22 +63,32 @@ class _MaskedLinear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.scaled = inputs
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*inputs[:5], *inputs[6:])  # packed, where the products are sparse
+        ctx.scaled = inputs[5]
 
     @staticmethod
     def backward(ctx, grad):
-        saved = ctx.saved_tensors
-        x, bias = saved[0], saved[4]
+        saved, packed = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+        x, weight, bias = saved[0], saved[1], saved[4]
         rows, inputs = (torch.atleast_2d(t).flatten(0, -2) for t in (grad, x))
         x_grad = folded_grad = bias_grad = None
-        if ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[0] and packed and not torch.is_grad_enabled():
+            x_grad = sparse_linear_op(grad, *adjoint_op(*packed, weight.shape, 1), None)
+        elif ctx.needs_input_grad[0]:
             x_grad = grad @ unfold(saved, ctx.scaled).to(grad.dtype)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
             folded_grad = rows.mT @ inputs
         if bias is not None and (ctx.needs_input_grad[4] or ctx.needs_input_grad[3]):
             bias_grad = rows.sum(0)
-        return x_grad, *unfold_gradients(ctx, saved, folded_grad, bias_grad), None
+        return x_grad, *unfold_gradients(ctx, saved, folded_grad, bias_grad), None, *(None for _ in packed)
+
+
+class _KeptLinear(_MaskedLinear):
+    """The same, from the pieces of the packed weight; not for transforms."""
+
+    @staticmethod
+    def forward(x, weight, threshold, attention, bias, scaled, *packed):
+        return sparse_linear_op(x, *packed, reference.folded_bias(bias, attention if scaled else None, x.dtype))
 
 
 def unfold(saved: tuple[Tensor | None, ...], scaled: bool) -> Tensor:

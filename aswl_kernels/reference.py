@@ -74,9 +74,12 @@ def _folded(x, weight, threshold, attention, bias, scaled, gate):
     """The sparse weight and the bias, both scaled by the attention, in x's dtype."""
     if attention is not None and not scaled:
         attention = attention - attention.detach() + 1
-    if bias is not None:
-        bias = (bias if attention is None else attention.reshape(1) * bias).to(x.dtype)
-    return gate(weight, attention, threshold).to(x.dtype), bias
+    return gate(weight, attention, threshold).to(x.dtype), folded_bias(bias, attention, x.dtype)
+
+
+def folded_bias(bias: Tensor | None, attention: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """attention * bias in the product's dtype; None means 1, and no bias."""
+    return bias if bias is None else (bias if attention is None else attention.reshape(1) * bias).to(dtype)
 
 
 def pack(

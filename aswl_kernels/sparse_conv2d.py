@@ -41,7 +41,7 @@ class _SparseConv2d(torch.autograd.Function):
 
     @staticmethod
     def forward(x, values, columns, offsets, shape, bias, stride, padding, dilation, groups):
-        return _sparse_conv2d(x, values, columns, offsets, shape, bias, stride, padding, dilation, groups)
+        return sparse_conv2d_op(x, values, columns, offsets, shape, bias, stride, padding, dilation, groups)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -62,7 +62,7 @@ class _SparseConv2d(torch.autograd.Function):
         return x_grad if needs[0] else None, values_grad, None, None, None, bias_grad, None, None, None, None
 
 
-_sparse_conv2d = define(
+sparse_conv2d_op = define(
     "sparse_conv2d(Tensor x, Tensor values, Tensor columns, Tensor offsets, SymInt[] shape, Tensor? bias, "
     "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups) -> Tensor",
     reference.sparse_conv2d,

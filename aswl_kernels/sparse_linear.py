@@ -36,7 +36,7 @@ class _SparseLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(x, values, columns, offsets, bias):
-        return _sparse_linear(x, values, columns, offsets, bias)
+        return sparse_linear_op(x, values, columns, offsets, bias)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -55,7 +55,7 @@ class _SparseLinear(torch.autograd.Function):
         return x_grad, values_grad, None, None, rows.sum(0) if ctx.needs_input_grad[4] else None
 
 
-_sparse_linear = define(
+sparse_linear_op = define(
     "sparse_linear(Tensor x, Tensor values, Tensor columns, Tensor offsets, Tensor? bias) -> Tensor",
     reference.sparse_linear,
     lambda x, values, columns, offsets, bias: x.new_empty([*x.shape[:-1], offsets.shape[0] - 1]),

@@ -8,15 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from aswl_kernels.backends import cpu_name
+
 RESULTS = Path(__file__).parent / "results"
-
-
-def cpu_name() -> str:
-    """The processor's name as the system gives it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def append(claim: str, rows: list[dict[str, Any]]) -> Path:

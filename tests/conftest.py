@@ -1,11 +1,17 @@
 """Every test: one seed, one thread, the same hypothesis examples, and each device of this machine."""
 
+import os
+import tempfile
+
 import hypothesis
 import pytest
 import torch
 
 hypothesis.settings.register_profile("aswl", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("aswl")
+
+CACHE = tempfile.TemporaryDirectory()
+os.environ["ASWL_CACHE"] = CACHE.name  # what is measured here stays here
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,14 @@
 """What sparse layers share: the attention, the threshold, and the way from and to the dense layer."""
 
 import copy
+from collections.abc import Callable
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from aswl_kernels import gate, magnitude_threshold
+from aswl_kernels.break_even import CEILING, SMALLEST, break_even, eligible
 
 
 class SparseLayer(nn.Module):
@@ -16,12 +18,17 @@ class SparseLayer(nn.Module):
     ``attention``: parameter [1], 1 at first; ``threshold``: 0-d buffer, 0 (nothing pruned) until a
     :class:`aswl.ASWL` sets it. Both stay fp32 or wider, whatever dtype the module is moved to.
     ``attention_scale``: "paper" multiplies the output by the attention, "detached" by 1 and leaves the attention the
-    same gradient.
+    same gradient. ``products``: "dense", "sparse" (y and the input gradient by the kept weights alone), or "auto":
+    sparse where that was measured to be faster at the layer's density (:func:`aswl_kernels.break_even`).
     """
 
     dense_type: type[nn.Module]  # the parent
     attention_scale = "paper"
+    products = "auto"
     positions: int | None = None  # products per sample and weight, seen in the last eager forward
+    last_products: str | None = None  # "dense" or "sparse", in the last eager forward
+    break_even: float | None = None  # the density below which sparse products are faster, where it was measured
+    _share: tuple[int, float] | None = None  # version of the threshold, density then
 
     def _begin(self) -> None:
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
@@ -59,7 +66,7 @@ class SparseLayer(nn.Module):
         if self.bias is not None:
             self.bias.mul_(scale)
         del self.attention, self.threshold
-        for name in ("attention_scale", "positions"):
+        for name in ("attention_scale", "products", "positions", "last_products", "break_even", "_share"):
             vars(self).pop(name, None)
         self.__class__ = self.dense_type
         return self
@@ -68,6 +75,26 @@ class SparseLayer(nn.Module):
     def scaled(self) -> bool:
         """Whether the output is multiplied by the attention's value, and not by 1 with the attention's gradient."""
         return self.attention_scale == "paper"
+
+    def note_density(self, density: float) -> None:
+        """Spare the layer the count: the density that belongs to its threshold as it is now."""
+        self._share = (self.threshold._version, density)
+
+    def _choose(self, op: Callable[..., Tensor], input: Tensor, *geometry: object) -> str:
+        """The ``products`` of ``op(input, weight, ..., *geometry)``."""
+        if torch.compiler.is_compiling():
+            return "dense"
+        self.last_products = self.products
+        if self.products == "auto":
+            self.last_products = "dense"
+            multiplications = input.numel() * self.weight.numel() // max(self.weight.shape[1], 1)  # stride, groups: 1
+            if multiplications >= SMALLEST and eligible(input, self.weight):
+                if self._share is None or self._share[0] != self.threshold._version:
+                    self.note_density(self.density)
+                if self._share[1] < CEILING:
+                    self.break_even = break_even(op, input, self.weight, *geometry)
+                    self.last_products = "sparse" if self._share[1] < self.break_even else "dense"
+        return self.last_products
 
     @property
     def kept(self) -> int:

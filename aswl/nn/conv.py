@@ -22,7 +22,8 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
         if self.padding_mode != "zeros":
             input, padding = self._pad(input), 0
         geometry = self.stride, padding, self.dilation, self.groups
-        y = masked_conv2d(input, weight, self.threshold, self.attention, bias, *geometry, scaled=self.scaled)
+        products = self._choose(masked_conv2d, input, *geometry)
+        y = masked_conv2d(input, weight, self.threshold, self.attention, bias, *geometry, self.scaled, products)
         if not torch.compiler.is_compiling():
             self.positions = y.shape[-2:].numel()
         return y

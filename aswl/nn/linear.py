@@ -19,4 +19,5 @@ class SparseLinear(SparseLayer, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
             self.positions = input.shape[1:-1].numel()
-        return masked_linear(input, self.weight, self.threshold, self.attention, self.bias, self.scaled)
+        products = self._choose(masked_linear, input)
+        return masked_linear(input, self.weight, self.threshold, self.attention, self.bias, self.scaled, products)

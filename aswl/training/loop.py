@@ -160,6 +160,7 @@ class Loop:
             schedule=config.schedule,
             exclude=config.exclude,
             refresh_every=config.refresh_every,
+            products=config.products,
         )
 
     def _param_groups(self) -> Iterable[dict[str, Any]]:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from bench import cpu, presets, rows, step, tables
+from bench import cpu, presets, rows, step, tables, train
 
 
 @pytest.fixture
@@ -33,6 +33,28 @@ def test_cpu(results, monkeypatch, capsys):
     assert [row["sparsity"] for row in got] == list(cpu.SPARSITIES)
     assert all(row["op"] == "sparse_linear" and row["threads"] == 1 for row in got)
     assert capsys.readouterr().out.count("dense") == 4
+
+
+def test_train(results, monkeypatch, capsys):
+    monkeypatch.setattr(train, "MODELS", {"mlp": (lambda: train.mlp(12, 20, 10), (12,), 4)})
+    call(
+        monkeypatch,
+        train,
+        "--only",
+        "mlp",
+        "--densities",
+        "0.2",
+        "--rounds",
+        "3",
+        "--threads",
+        "1",
+        "--parts",
+        "--save",
+    )
+    (row,) = rows.read("train")
+    assert row["ratio"] > 0 and (row["layers"], row["density"], row["threads"]) == (2, 0.2, 1)
+    out = capsys.readouterr().out
+    assert f"{row['ratio']}x" in out and "aten::addmm" in out
 
 
 def test_presets_runs_each_seed_once(results, monkeypatch, capsys):
