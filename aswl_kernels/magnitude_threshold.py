@@ -23,14 +23,11 @@ def magnitude_threshold(weights: list[Tensor], keep: Tensor) -> Tensor:
         f"keep int64[{len(weights)}], one count per weight",
         keep,
     )
-    for weight in weights:
-        want(
-            weight.dtype in FLOATING and weight.device == keep.device,
-            "magnitude_threshold",
-            f"floating weights on {keep.device}, keep's device",
-            weight,
-        )
-    return _magnitude_threshold([weight.detach() for weight in weights], keep)
+    strangers = [weight for weight in weights if weight.dtype not in FLOATING or weight.device != keep.device]
+    wanted = f"floating weights on {keep.device}, keep's device"
+    want(not strangers, "magnitude_threshold", wanted, *strangers[:1])
+    with torch.no_grad():
+        return _magnitude_threshold(weights, keep)
 
 
 def _cpu(weights: list[Tensor], keep: Tensor) -> Tensor:
