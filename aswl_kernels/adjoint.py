@@ -6,6 +6,7 @@ from torch import Tensor
 from aswl_kernels import reference
 from aswl_kernels._checks import want
 from aswl_kernels._library import define
+from aswl_kernels._packed import check_indices, trust
 from aswl_kernels.pack import PackedWeight
 
 
@@ -18,12 +19,13 @@ def adjoint(packed: PackedWeight, groups: int = 1) -> PackedWeight:
     padding=dilation * (kernel - 1) - padding, dilation=dilation, groups=groups)``. Not differentiable. Raises
     ``ValueError`` for groups that do not divide out, and rows of the result that 32-bit columns cannot count.
     """
+    check_indices("adjoint", packed)
     out, inputs, *kernel = packed.shape
     want(groups >= 1 and out % groups == 0, "adjoint", f"groups that divide the {out} rows", groups)
     shape = (inputs * groups, out // groups, *kernel)
     want(torch.Size(shape[1:]).numel() < 2**31, "adjoint", "rows of fewer than 2**31 elements", shape)
     pieces = (packed.values.detach(), packed.columns, packed.offsets)
-    return PackedWeight(*adjoint_op(*pieces, packed.shape, groups), shape)
+    return trust(PackedWeight(*adjoint_op(*pieces, packed.shape, groups), shape))
 
 
 def _fake(values: Tensor, columns: Tensor, offsets: Tensor, shape: list[int], groups: int) -> tuple[Tensor, ...]:

@@ -1,6 +1,7 @@
 """Compressed rows of a sparse weight."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from aswl_kernels import reference
 from aswl_kernels._checks import FLOATING, check_scalar, want
 from aswl_kernels._library import define, vmap_by
+from aswl_kernels._packed import check_indices, trust
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,19 +18,22 @@ class PackedWeight:
 
     ``values``: floating [nonzeros]; ``columns``: int32 [nonzeros], positions in the flattened row, ascending;
     ``offsets``: int64 [out + 1], where each row begins; ``shape``: the weight's. Raises ``ValueError`` where these
-    do not belong together.
+    do not belong together; what the indices hold is checked by what uses them.
     """
 
     values: Tensor
     columns: Tensor
     offsets: Tensor
     shape: tuple[int, ...]
+    checked: tuple | None = field(default=None, init=False, repr=False)  # see _packed.py
 
     def __post_init__(self):
         object.__setattr__(self, "shape", tuple(self.shape))
         values, columns, offsets = self.values, self.columns, self.offsets
         together = (
             len(self.shape) >= 2
+            and min(self.shape) >= 0
+            and math.prod(self.shape[1:]) < 2**31
             and values.dim() == 1
             and values.dtype in FLOATING
             and columns.shape == values.shape
@@ -58,11 +63,15 @@ def pack(weight: Tensor, threshold: Tensor | None = None, attention: Tensor | No
     for name, scalar in (("threshold", threshold), ("attention", attention)):
         if scalar is not None:
             check_scalar("pack", name, scalar, weight)
-    return PackedWeight(*_Pack.apply(weight, threshold, attention), weight.shape)
+    return trust(PackedWeight(*_Pack.apply(weight, threshold, attention), weight.shape))
 
 
 def unpack(packed: PackedWeight) -> Tensor:
-    """The dense weight of ``packed.shape``, differentiable with respect to ``packed.values``."""
+    """The dense weight of ``packed.shape``, differentiable with respect to ``packed.values``.
+
+    Raises ``ValueError`` where the packed indices lead outside of it.
+    """
+    check_indices("unpack", packed)
     return scatter(packed.values, packed.columns, packed.offsets, packed.shape)
 
 

@@ -6,6 +6,7 @@ from torch import Tensor
 from aswl_kernels import reference
 from aswl_kernels._checks import check_operands, to_autocast, want
 from aswl_kernels._library import define, vmap_by
+from aswl_kernels._packed import check_indices
 from aswl_kernels.pack import PackedWeight, gather, scatter
 
 
@@ -26,7 +27,8 @@ def sparse_linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -
 
 
 def check_packed_operands(op: str, x: Tensor, packed: PackedWeight, bias: Tensor | None) -> None:
-    """As :func:`check_operands`, for a packed weight."""
+    """As :func:`check_operands`, for a packed weight, whose indices are checked, too."""
+    check_indices(op, packed)
     stand_in = packed.values.new_empty(1).expand(packed.shape[0], 1)
     check_operands(op, x, stand_in, bias)
 

@@ -7,7 +7,7 @@ from harness import DTYPES, assert_no_worse, conv, geometries, layouts, randn
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aswl_kernels import PackedWeight, native, pack, sparse_conv2d
+from aswl_kernels import native, pack, sparse_conv2d
 
 
 def sparse_weight(shape, density, dtype=torch.float32):
@@ -129,7 +129,14 @@ def test_any_number_of_threads_gives_the_same_bits(x_shape, kernel):
 )
 @pytest.mark.skipif(not native.AVAILABLE, reason="the reference has PyTorch's own errors")
 def test_refuses_indices_that_lead_outside(piece, words):
-    good = {"values": torch.ones(3), "columns": torch.tensor([0, 1, 0], dtype=torch.int32)}
-    packed = PackedWeight(**good | {"offsets": torch.tensor([0, 2, 3]), "shape": (2, 4, 3, 3)} | piece)
-    with pytest.raises(RuntimeError, match=words):
-        sparse_conv2d(torch.ones(2, 4, 5, 5), packed)
+    good = {"columns": torch.tensor([0, 1, 0], dtype=torch.int32), "offsets": torch.tensor([0, 2, 3])}
+    geometry = {
+        "shape": (2, 4, 3, 3),
+        "bias": None,
+        "stride": (1, 1),
+        "padding": (0, 0),
+        "dilation": (1, 1),
+        "groups": 1,
+    }
+    with pytest.raises(RuntimeError, match=words):  # the operator itself: the public function finds them before
+        torch.ops.aswl.sparse_conv2d(torch.ones(2, 4, 5, 5), torch.ones(3), **good | piece, **geometry)
