@@ -6,201 +6,13 @@
 //
 // The tile lives in L2, and what bounds the product is the rate at which L1 gets lines from there. The vectors of one
 // input are not neighbours in memory, because four lines in a row make the processor prefetch a fifth that is not used.
-#include "vec.h"
+//
+// Where enough nonzeros meet enough tiles, the product goes block by block of inputs, whose part of a tile is little
+// more than L1, and keeps the sums of a panel of the weight meanwhile. Its nonzeros are moved into that order first: to
+// jump through the index would cost more than the blocks save.
+#include "sparse_linear.h"
 
-// What the kernels of one call share; x [batch, in], y [batch, out].
-template <class X> struct SparseLinear {
-  const X* x;
-  const X* values;
-  const int32_t* columns;
-  const int64_t* offsets;
-  const X* bias;
-  X* y;
-  int64_t batch, in, out;
-};
-
-// inputs to leave unused behind each vector's, so that the vectors of one input fall into different cache sets
-constexpr int64_t PAD = 5;
-
-// rows of x in a tile: as many sums as the registers hold
-template <class A> constexpr int64_t tile_of(int bytes) { return (bytes == 64 ? 4 : 8) * bytes / sizeof(A); }
-
-KERNEL(template <class A> int64_t tile_size())
-KERNEL(template <class T, class A> void transpose_tile(const T* x, int64_t rows, int64_t in, A* tile))
-KERNEL(template <class T, class A> void widen_row(const T* x, int64_t n, A* wide))
-KERNEL(template <class X, class A> void multiply_tile(const SparseLinear<X>& op, const A* tile,
-                                                                int64_t first, int64_t begin, int64_t end))
-KERNEL(template <class X, class A> bool multiply_one(const SparseLinear<X>& op, const A* x, int64_t begin,
-                                                               int64_t end))
-KERNEL(bool below(const int32_t* columns, int64_t n, int64_t limit))
-
-#ifdef ISA
-namespace ISA {
-
-template <class A> int64_t tile_size() { return tile_of<A>(BYTES); }
-
-template <class A> constexpr int MOST = tile_of<A>(BYTES) / WIDTH<A>;  // vectors in a tile
-
-bool below(const int32_t* columns, int64_t n, int64_t limit) {
-  uint32_t largest = 0;  // a negative column is a very large one
-  for (int64_t i = 0; i < n; i++) largest = uint32_t(columns[i]) > largest ? columns[i] : largest;
-  return n == 0 || largest < limit;
-}
-
-// x [rows, in] to a tile, zeros where there are fewer rows than the vectors in use hold.
-template <class T, class A> void transpose_tile(const T* x, int64_t rows, int64_t in, A* tile) {
-  constexpr int W = WIDTH<A>;
-  for (int64_t first = 0; first < rows; first += W) {
-    int64_t count = rows - first < W ? rows - first : W, c = 0;
-    if constexpr (sizeof(T) == sizeof(A)) {
-      for (; count == W && c + W <= in; c += W) {
-        Vec<A> block[W];
-#pragma GCC unroll 16
-        for (int i = 0; i < W; i++) block[i] = load(x + (first + i) * in + c);
-        transpose<W / 2, A>(block);
-#pragma GCC unroll 16
-        for (int i = 0; i < W; i++) store(tile + first * (in + PAD) + (c + i) * W, block[i]);
-      }
-    }
-    for (; c < in; c++) {
-      for (int64_t i = 0; i < W; i++) tile[first * (in + PAD) + c * W + i] = i < count ? widen(x[(first + i) * in + c]) : 0;
-    }
-  }
-}
-
-template <class T, class A> void widen_row(const T* x, int64_t n, A* wide) {
-  for (int64_t i = 0; i < n; i++) wide[i] = widen(x[i]);
-}
-
-// Rows [begin, begin + rows) of the weight with J vectors of the tile, transposed back into y.
-template <int J, class X, class A>
-static void multiply_block(const SparseLinear<X>& op, const A* tile, int64_t first, int64_t begin, int rows) {
-  constexpr int W = WIDTH<A>, CHAINS = J >= 4 ? 1 : 4 / J;  // enough sums in flight
-  const int64_t plane = (op.in + PAD) * W;
-  Vec<A> block[J][W];
-  for (int r = 0; r < rows; r++) {
-    Vec<A> sum[CHAINS][J] = {};
-    A bias = op.bias ? widen(op.bias[begin + r]) : 0;
-#pragma GCC unroll 8
-    for (int j = 0; j < J; j++) sum[0][j] += bias;
-    int64_t k = op.offsets[begin + r], end = op.offsets[begin + r + 1];
-    for (; k + CHAINS <= end; k += CHAINS) {
-#pragma GCC unroll 4
-      for (int c = 0; c < CHAINS; c++) {
-        A value = widen(op.values[k + c]);
-        const A* inputs = tile + op.columns[k + c] * int64_t(W);
-#pragma GCC unroll 8
-        for (int j = 0; j < J; j++) sum[c][j] = fma(value, load(inputs + j * plane), sum[c][j]);
-      }
-    }
-    for (; k < end; k++) {
-      A value = widen(op.values[k]);
-      const A* inputs = tile + op.columns[k] * int64_t(W);
-#pragma GCC unroll 8
-      for (int j = 0; j < J; j++) sum[0][j] = fma(value, load(inputs + j * plane), sum[0][j]);
-    }
-#pragma GCC unroll 8
-    for (int j = 0; j < J; j++) {
-#pragma GCC unroll 4
-      for (int c = 1; c < CHAINS; c++) sum[0][j] += sum[c][j];
-      block[j][r] = sum[0][j];
-    }
-  }
-  for (int j = 0; j < J; j++) {
-    transpose<W / 2, A>(block[j]);
-    for (int64_t i = 0; i < W && first + j * W + i < op.batch; i++) {
-      X* y = op.y + (first + j * W + i) * op.out + begin;
-      if constexpr (sizeof(X) == sizeof(A)) {
-        if (rows == W) {
-          store(y, block[j][i]);
-          continue;
-        }
-      }
-      for (int r = 0; r < rows; r++) narrow(block[j][i][r], y + r);
-    }
-  }
-}
-
-// Rows [begin, end) of the weight with the tile that holds x from row ``first`` on.
-template <class X, class A>
-void multiply_tile(const SparseLinear<X>& op, const A* tile, int64_t first, int64_t begin, int64_t end) {
-  constexpr int W = WIDTH<A>;
-  int64_t left = op.batch - first;
-  for (; begin < end; begin += W) {
-    int rows = end - begin < W ? end - begin : W;
-    if (left <= W) {
-      multiply_block<1>(op, tile, first, begin, rows);
-    } else if (left <= 2 * W) {
-      multiply_block<2>(op, tile, first, begin, rows);
-    } else if (MOST<A> == 4 || left <= 4 * W) {
-      multiply_block<4>(op, tile, first, begin, rows);
-    } else {
-      multiply_block<MOST<A>>(op, tile, first, begin, rows);
-    }
-  }
-}
-
-#ifdef __AVX512F__
-static inline float dot(const float* values, const int32_t* columns, int64_t n, const float* x) {
-  __m512 sum[2] = {};
-  int64_t k = 0;
-  for (; k + 32 <= n; k += 32) {
-#pragma GCC unroll 2
-    for (int c = 0; c < 2; c++) {
-      __m512i where = _mm512_loadu_si512(columns + k + 16 * c);
-      __m512 inputs = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xffff, where, x, 4);
-      sum[c] = _mm512_fmadd_ps(load(values + k + 16 * c), inputs, sum[c]);
-    }
-  }
-  Vec<float> sums = sum[0] + sum[1];
-  float total = 0;
-  for (int i = 0; i < 16; i++) total += sums[i];
-  for (; k < n; k++) total += values[k] * x[columns[k]];
-  return total;
-}
-#endif
-
-template <class V, class A> static inline A dot(const V* values, const int32_t* columns, int64_t n, const A* x) {
-  constexpr int CHAINS = 8;
-  A sum[CHAINS] = {};
-  int64_t k = 0;
-  for (; k + CHAINS <= n; k += CHAINS) {
-#pragma GCC unroll 8
-    for (int c = 0; c < CHAINS; c++) sum[c] += widen(values[k + c]) * x[columns[k + c]];
-  }
-  for (; k < n; k++) sum[0] += widen(values[k]) * x[columns[k]];
-  return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
-}
-
-// Rows [begin, end) of the weight with one row of x; false where a column is outside.
-template <class X, class A>
-bool multiply_one(const SparseLinear<X>& op, const A* x, int64_t begin, int64_t end) {
-  for (int64_t r = begin; r < end; r++) {
-    int64_t k = op.offsets[r], n = op.offsets[r + 1] - k;
-    if (!below(op.columns + k, n, op.in)) return false;
-    A total = dot(op.values + k, op.columns + k, n, x);
-    narrow(op.bias ? total + widen(op.bias[r]) : total, op.y + r);
-  }
-  return true;
-}
-
-#define INSTANTIATE(X, A)                                                                                   \
-  template void multiply_tile(const SparseLinear<X>&, const A*, int64_t, int64_t, int64_t); \
-  template bool multiply_one(const SparseLinear<X>&, const A*, int64_t, int64_t);
-EACH_DTYPE(INSTANTIATE)
-template void transpose_tile(const double*, int64_t, int64_t, double*);
-template void widen_row(const double*, int64_t, double*);
-template void transpose_tile(const float*, int64_t, int64_t, float*);
-template void widen_row(const float*, int64_t, float*);
-template void transpose_tile(const bf16*, int64_t, int64_t, float*);
-template void widen_row(const bf16*, int64_t, float*);
-template void transpose_tile(const fp16*, int64_t, int64_t, float*);
-template void widen_row(const fp16*, int64_t, float*);
-template int64_t tile_size<float>();
-template int64_t tile_size<double>();
-
-}  // namespace ISA
-#else
+#ifndef ISA
 #include <atomic>
 
 #include "op.h"
@@ -217,8 +29,10 @@ std::vector<int64_t> split(const int64_t* offsets, int64_t rows, int64_t parts) 
   return first;
 }
 
+template <class X> using Sum = std::conditional_t<std::is_same_v<X, double>, double, float>;
+
 template <class X> bool multiply(const SparseLinear<X>& op) {
-  using A = std::conditional_t<std::is_same_v<X, double>, double, float>;
+  using A = Sum<X>;
   int64_t tile_width = op.batch == 1 ? 1 : PICK(tile_size<A>());
   int64_t threads = torch::stable::get_num_threads(), tiles = (op.batch + tile_width - 1) / tile_width;
   int64_t parts = tiles % threads == 0 || tiles >= 8 * threads ? 1 : threads;
@@ -229,11 +43,13 @@ template <class X> bool multiply(const SparseLinear<X>& op) {
   parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; worker++) {
       A* tile = tiles_memory + worker * (op.in + PAD) * tile_width;
-      int64_t last = -1, begin_task = parts * tiles * worker / threads, end_task = parts * tiles * (worker + 1) / threads;
+      int64_t last = -1, begin_task = parts * tiles * worker / threads;
+      int64_t end_task = parts * tiles * (worker + 1) / threads;
       for (int64_t task = begin_task; task < end_task; task++) {
         int64_t t = task / parts, from = first[task % parts], to = first[task % parts + 1];
         int64_t nonzeros = op.offsets[to] - op.offsets[from];
-        if (tile_width > 1 && task < begin_task + parts && !PICK(below(op.columns + op.offsets[from], nonzeros, op.in))) {
+        bool unseen = tile_width > 1 && task < begin_task + parts;
+        if (unseen && !PICK(below(op.columns + op.offsets[from], nonzeros, op.in))) {
           fits = false;
           break;
         }
@@ -250,6 +66,69 @@ template <class X> bool multiply(const SparseLinear<X>& op) {
       }
     }
   });
+  return fits;
+}
+
+constexpr int64_t SHIFT = 8, BLOCK = 1 << SHIFT;  // inputs in a block: 64 KB of a tile
+constexpr int64_t CHUNK = 1 << 23;                // bytes of x that are transposed at a time: level 3 cache
+constexpr int64_t ROWS = 256;                     // most rows of the weight in a panel
+constexpr double FEWEST = 20, DENSEST = 0.25;     // nonzeros of a row in a block, and density, between which blocks pay
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <class X> bool blocks_pay(const SparseLinear<X>& op) {
+  double nonzeros = double(op.offsets[op.out]), density = nonzeros / op.out / op.in;
+  return op.batch > 2 * PICK(tile_size<Sum<X>>()) && op.in >= 2 * BLOCK && nonzeros < 0x1p31 &&
+         density * BLOCK >= FEWEST && density <= DENSEST;  // at most, the moved nonzeros of a panel are as large as x
+}
+
+// The same, block by block. A chunk of x is transposed as a whole; then whichever worker is free takes the next panel.
+template <class X> bool multiply_blocks(const SparseLinear<X>& op) {
+  using A = Sum<X>;
+  int64_t threads = torch::stable::get_num_threads(), width = PICK(tile_size<A>()), tile = (op.in + PAD) * width;
+  int64_t tiles = ceil_div(op.batch, width), chunk = std::min(tiles, std::max<int64_t>(CHUNK / (tile * sizeof(A)), 4));
+  int64_t panels = ceil_div(ceil_div(op.out, ROWS), threads) * threads;
+  int64_t rows = ceil_div(ceil_div(op.out, panels), 16) * 16;  // whole vectors of y
+  int64_t blocks = (op.in + BLOCK / 2) / BLOCK, workers = std::min(threads, panels), longest = 0;
+  for (int64_t r = 0; r < op.out; r += rows) {
+    longest = std::max(longest, op.offsets[std::min(r + rows, op.out)] - op.offsets[r]);
+  }
+  // of each worker: sums, moved values and columns, segments, bounds
+  int64_t parts[] = {int64_t(rows * width * sizeof(A)), int64_t((longest + 16) * sizeof(X)), (longest + 16) * 4,
+                     int64_t(rows * blocks * sizeof(Segment)), rows * (blocks + 1) * 4};
+  int64_t room = 0;
+  for (auto& part : parts) room += part = ceil_div(part, 64) * 64;
+  char* memory = scratch<char>(chunk * tile * sizeof(A) + workers * room);
+  A* inputs = reinterpret_cast<A*>(memory + workers * room);
+  std::atomic<bool> fits{true};
+  for (int64_t begin_tile = 0; begin_tile < tiles; begin_tile += chunk) {
+    int64_t count = std::min(chunk, tiles - begin_tile), first = begin_tile * width;
+    parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; t++) {
+        int64_t row = first + t * width;
+        PICK(transpose_tile(op.x + row * op.in, std::min(width, op.batch - row), op.in, inputs + t * tile));
+      }
+    });
+    std::atomic<int64_t> next{0};
+    parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t worker = begin; worker < end; worker++) {
+        char* at = memory + worker * room;
+        A* sums = reinterpret_cast<A*>(at);
+        Panel<X> panel{0, 0, blocks, SHIFT};
+        panel.values = reinterpret_cast<X*>(at += parts[0]);
+        panel.columns = reinterpret_cast<int32_t*>(at += parts[1]);
+        panel.segments = reinterpret_cast<Segment*>(at += parts[2]);
+        panel.bounds = reinterpret_cast<int32_t*>(at += parts[3]);
+        for (int64_t p = next++; p < panels && fits; p = next++) {
+          panel.begin = std::min(p * rows, op.out), panel.rows = std::min(rows, op.out - panel.begin);
+          if (!PICK(arrange(op, panel))) fits = false;
+          for (int64_t t = 0; t < count && fits; t++) {
+            PICK(multiply_panel(op, panel, static_cast<const A*>(inputs + t * tile), first + t * width, sums));
+          }
+        }
+      }
+    });
+  }
   return fits;
 }
 
@@ -277,8 +156,9 @@ Tensor sparse_linear(const Tensor& x, const Tensor& values, const Tensor& column
   bool fits = true;
   by_dtype(x.scalar_type(), [&](auto type) {
     using X = decltype(type);
-    fits = multiply(SparseLinear<X>{in<X>(xc), in<X>(vc), in<int32_t>(cc), offset, bc ? in<X>(*bc) : nullptr, out<X>(y),
-                                    batch, in_features, out_features});
+    SparseLinear<X> op{in<X>(xc), in<X>(vc), in<int32_t>(cc), offset, bc ? in<X>(*bc) : nullptr, out<X>(y), batch,
+                       in_features, out_features};
+    fits = blocks_pay(op) ? multiply_blocks(op) : multiply(op);
   });
   STD_TORCH_CHECK(fits, "sparse_linear: want columns from 0 to ", in_features - 1, "; got one outside");
   return y;
