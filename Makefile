@@ -16,7 +16,7 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 
 bench: .venv/ready
-	$(BIN)/python -m bench.step $(ARGS)
+	$(BIN)/pytest bench --timeout=0 --benchmark-group-by=group --benchmark-columns=median,iqr,rounds $(ARGS)
 
 # torch first: what depends on it must not choose its build, and the C++ library is built against its headers
 .venv/ready: pyproject.toml setup.py $(wildcard csrc/*)

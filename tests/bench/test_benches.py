@@ -1,11 +1,14 @@
 """A smoke run of each bench, and what turns its rows into numbers."""
 
 import json
+import subprocess
 import sys
 
 import pytest
+import torch
 
-from bench import cpu, presets, rows, step, tables, train
+from bench import cpu, peers, presets, rows, step, tables, train
+from bench import suite as bench_suite
 
 
 @pytest.fixture
@@ -26,13 +29,47 @@ def test_step(results, monkeypatch, capsys):
     assert f"ratio {row['ratio']}" in capsys.readouterr().out
 
 
-def test_cpu(results, monkeypatch, capsys):
-    monkeypatch.setattr(cpu, "LINEAR", ((64, 48, 5),))
-    call(monkeypatch, cpu, "--only", "sparse_linear", "--rounds", "3", "--threads", "1", "--save")
-    got = rows.read("cpu")
-    assert [row["sparsity"] for row in got] == list(cpu.SPARSITIES)
-    assert all(row["op"] == "sparse_linear" and row["threads"] == 1 for row in got)
-    assert capsys.readouterr().out.count("dense") == 4
+SMALL = {  # a setting of each operator's bench that takes a moment
+    "gate": {"weights": 1000},
+    "pack": {"outputs": 30, "inputs": 40, "sparsity": 0.9},
+    "sparse_linear": {"outputs": 64, "inputs": 48, "batch": 16, "sparsity": 0.9, "backward": False},
+    "sparse_linear, backward": {"outputs": 64, "inputs": 48, "batch": 16, "sparsity": 0.9, "backward": True},
+    "sparse_conv2d": {"kernel": 3, "size": 6, "batch": 8, "backward": False},
+    "sparse_conv2d, backward": {"kernel": 3, "size": 6, "batch": 8, "backward": True},
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_cpu(results, monkeypatch, capsys, name):
+    op = name.partition(",")[0]
+    convolution = {"outputs": 16, "inputs": 8, "sparsity": 0.9} if op == "sparse_conv2d" else {}
+    setting = convolution | SMALL[name]
+    monkeypatch.setattr(cpu.SUITES[op], "SETTINGS", [setting])
+    call(monkeypatch, cpu, "--only", op, "--rounds", "3", "--threads", "1", "--save")
+    (row,) = rows.read("cpu")
+    assert (
+        row.items() >= ({"op": op, "threads": 1} | setting).items()
+        and row["ms"].keys() - {"ours"} == row["ratio"].keys()
+    )
+    assert set(row["ms"]) <= set(cpu.SUITES[op].VARIANTS)
+    printed = capsys.readouterr().out
+    assert f"ours {row['ms']['ours']:.3f} ms" in printed and ("not installed" in printed) != peers.SPARSEPROP
+
+
+def test_a_wrong_answer_is_never_timed():
+    right, wrong = torch.ones(3), torch.tensor([1.0, 1.0, 1.01])
+    assert bench_suite.check({"ours": right.clone, "dense": right.clone}, right.double())
+    for bad in (wrong, right * torch.nan):
+        for name in ("ours", "peer"):
+            with pytest.raises(AssertionError, match=f"never time a wrong answer: {name}"):
+                bench_suite.check({"dense": right.clone, name: bad.clone}, right.double())
+
+
+def test_suites_run_under_pytest_benchmark():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "bench/bench_gate.py"]
+    done = subprocess.run([*command, "--benchmark-disable"], capture_output=True, text=True, check=False)
+    assert "3 passed" in done.stdout, done.stdout[-2000:]
 
 
 def test_train(results, monkeypatch, capsys):
