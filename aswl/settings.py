@@ -30,6 +30,7 @@ class Settings:
     penalty_target: float
     weight_penalty: float
     products: str
+    backward_density: float | None
     target: Schedule | None = field(init=False, default=None)  # density by step; None in the paper's mode
     pruned_gradient: Schedule | None = field(init=False, default=None)  # factor of the pruned weights' gradient by step
 
@@ -48,6 +49,10 @@ class Settings:
         _check(0 < self.band < 1, "band in (0, 1)", self.band)
         _check(0 <= self.penalty_target <= 1, "penalty_target in [0, 1]", self.penalty_target)
         _check(self.weight_penalty >= 0, "weight_penalty >= 0", self.weight_penalty)
+        if self.backward_density is not None:
+            least = 1.0 if paper else self.density
+            wanted = "backward_density with density= only, from that to 1"
+            _check(not paper and least <= self.backward_density <= 1, wanted, self.backward_density)
         _check(self.products in PRODUCTS, f"products one of {PRODUCTS}", self.products)
         self._default("attention_scale", "paper" if paper else "detached")
         self._default("attention_gradient", "scale" if paper else "band")

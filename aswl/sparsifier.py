@@ -43,7 +43,9 @@ class ASWL:
     threshold. ``refresh_every``: updates between two refreshes of the thresholds. ``initial_attention``,
     ``penalty_target`` (r) and ``weight_penalty`` (lambda) belong to the paper's loss. ``products``: "sparse" computes
     outputs and input gradients with the kept weights alone, "dense" with masked weights, "auto" with what was measured
-    to be faster, shape by shape, on this machine (eager fp32 on a CPU; :meth:`summary` shows it). ``guard=False`` switches off the
+    to be faster, shape by shape, on this machine (eager fp32 on a CPU; :meth:`summary` shows it). ``backward_density``: restricts the
+    weights' gradients to this fraction of the largest weights (Top-KAST, arXiv 2106.03517), at least ``density``; None
+    is all. ``guard=False`` switches off the
     check for dead or non-finite gradients, which waits for the device once per step.
 
     Raises ``ValueError`` for options out of range, patterns that match nothing, and models with nothing to prune; warns
@@ -72,6 +74,7 @@ class ASWL:
         penalty_target: float = 0.0,
         weight_penalty: float = 0.0,
         products: str = "auto",
+        backward_density: float | None = None,
         guard: bool = True,
     ):
         self.settings = Settings(
@@ -90,6 +93,7 @@ class ASWL:
             penalty_target,
             weight_penalty,
             products,
+            backward_density,
         )
         self.model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
         self.step = 0
@@ -160,6 +164,11 @@ class ASWL:
             attention = rules.attention_of(density, options.alpha)
         thresholds = magnitude_threshold([entry.weight for entry in self._structure.entries], keep)
         self._structure.store(attention, thresholds.masked_fill(keep >= sizes, 0), keep)
+        if options.backward_density is not None:
+            wider = max(round(options.backward_density * self._structure.total), self._budget())
+            learn = rules.share_budget(density, sizes, wider, options.min_keep)[1].maximum(keep)
+            limits = magnitude_threshold([entry.weight for entry in self._structure.entries], learn)
+            self._structure.restrict(limits.masked_fill(learn >= sizes, 0))
 
     @property
     def density(self) -> float:
@@ -203,6 +212,7 @@ class ASWL:
             "observed": self._steering.observed,
             "idle": dict(self._guard.idle) if self._guard else {},
             "break_even": dict(known()),
+            "learnable": self._structure.learnable(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -218,6 +228,8 @@ class ASWL:
         self._steering.signal = state["signal"].clone()
         if self._guard:
             self._guard.idle.update(state["idle"])
+        if state.get("learnable") is not None:
+            self._structure.restrict(state["learnable"])
         known().update(state.get("break_even", {}))  # so that the same products are taken again
 
     @torch.no_grad()

@@ -60,3 +60,16 @@ class Structure:
                 layer.threshold.copy_(t)
                 if kept is not None:
                     layer.note_density(kept / self.counts[entry.name])
+
+    def restrict(self, limits: Tensor) -> None:
+        """Let only weights of these magnitudes, [L], and above have a gradient."""
+        for entry, limit in zip(self.entries, limits.unbind()):
+            for layer in entry.layers:
+                if layer.learnable is None:
+                    layer.learnable = torch.empty_like(layer.threshold)
+                layer.learnable.copy_(limit)
+
+    def learnable(self) -> Tensor | None:
+        """The magnitudes below which weights have no gradient, [L]; None where all have one."""
+        limits = [entry.layers[0].learnable for entry in self.entries]
+        return None if any(limit is None for limit in limits) else torch.stack(limits)

@@ -9,7 +9,7 @@ from aswl_kernels._conv import Size, prepare
 from aswl_kernels._library import LIBRARY, define, vmap_by
 from aswl_kernels.adjoint import adjoint_op
 from aswl_kernels.gate import gate_op
-from aswl_kernels.masked_linear import kept, unfold, unfold_gradients
+from aswl_kernels.masked_linear import kept, restrict, unfold, unfold_gradients
 from aswl_kernels.sparse_conv2d import sparse_conv2d_op
 
 
@@ -25,26 +25,28 @@ def masked_conv2d(
     groups: int = 1,
     scaled: bool = True,
     products: str = "dense",
+    learnable: Tensor | None = None,
 ) -> Tensor:
     """``attention * (conv2d(x, sparse) + bias)``, sparse being the weight where ``abs(weight) >= threshold``, else 0.
 
     ``x``: [N, C, H, W] or [C, H, W], contiguous or channels_last; ``weight``: [out, C / groups, height, width];
     ``threshold``, ``attention``: one element (0-d or [1]), None meaning 1; ``bias``: [out]; the geometry as in
-    ``torch.nn.functional.conv2d``. Dtypes, autocast, gradients, ``scaled`` and ``products`` as in
-    :func:`masked_linear`; the gradient of x is dense where the stride is not 1 or the padding above ``dilation *
-    (kernel - 1)``.
+    ``torch.nn.functional.conv2d``. Dtypes, autocast, gradients, ``scaled``, ``products`` and ``learnable`` as in
+    :func:`masked_linear`; but the gradient of the weight is always computed whole, and that of x densely where the
+    stride is not 1 or the padding above ``dilation * (kernel - 1)``.
     Raises ``ValueError`` on another dtype, shape, device or geometry.
     """
     op = "masked_conv2d"
     x = to_autocast(x)
     check_operands(op, x, weight, bias)
     check_scalar(op, "threshold", threshold, weight)
-    if attention is not None:
-        check_scalar(op, "attention", attention, weight)
+    for name, scalar in (("attention", attention), ("learnable", learnable)):
+        if scalar is not None:
+            check_scalar(op, name, scalar, weight)
     batch, *geometry = prepare(op, x, weight.shape, stride, padding, dilation, groups)
     packed = kept(op, weight, threshold, attention if scaled else None, products)
     function = _KeptConv2d if packed else _MaskedConv2d
-    y = function.apply(batch, weight, threshold, attention, bias, *geometry, groups, scaled, *packed)
+    y = function.apply(batch, weight, threshold, attention, bias, *geometry, groups, scaled, learnable, *packed)
     return y.squeeze(0) if x.dim() == 3 else y
 
 
@@ -52,7 +54,7 @@ class _MaskedConv2d(torch.autograd.Function):
     vmap = vmap_by(reference.masked_conv2d)
 
     @staticmethod
-    def forward(x, weight, threshold, attention, bias, stride, padding, dilation, groups, scaled):
+    def forward(x, weight, threshold, attention, bias, stride, padding, dilation, groups, scaled, learnable):
         attention = attention if scaled else None
         return _masked_conv2d(x, weight, threshold, attention, bias, stride, padding, dilation, groups)
 
@@ -63,7 +65,7 @@ class _MaskedConv2d(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        saved, packed = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+        saved, learnable, packed = ctx.saved_tensors[:5], ctx.saved_tensors[5], ctx.saved_tensors[6:]
         x, weight, _, _, bias = saved
         stride, padding, dilation, groups = ctx.geometry
         needs_x, needs_weight, _, needs_attention, needs_bias, *_ = ctx.needs_input_grad
@@ -79,15 +81,17 @@ class _MaskedConv2d(torch.autograd.Function):
             adjoint = adjoint_op(*packed, weight.shape, groups)
             shape = [x.shape[1], weight.shape[0] // groups, *weight.shape[2:]]
             x_grad = sparse_conv2d_op(grad, *adjoint, shape, None, stride, turned, dilation, groups)
+        if folded_grad is not None:
+            folded_grad = restrict(folded_grad, weight, learnable)
         gradients = unfold_gradients(ctx, saved, folded_grad, bias_grad if needs[2] else None)
-        return x_grad if needs_x else None, *gradients, None, None, None, None, None, *(None for _ in packed)
+        return x_grad if needs_x else None, *gradients, None, None, None, None, None, None, *(None for _ in packed)
 
 
 class _KeptConv2d(_MaskedConv2d):
     """The same, from the pieces of the packed weight; not for transforms."""
 
     @staticmethod
-    def forward(x, weight, threshold, attention, bias, stride, padding, dilation, groups, scaled, *packed):
+    def forward(x, weight, threshold, attention, bias, stride, padding, dilation, groups, scaled, learnable, *packed):
         folded = reference.folded_bias(bias, attention if scaled else None, x.dtype)
         return sparse_conv2d_op(x, *packed, weight.shape, folded, stride, padding, dilation, groups)
 

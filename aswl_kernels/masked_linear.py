@@ -9,7 +9,10 @@ from aswl_kernels._library import LIBRARY, define, vmap_by
 from aswl_kernels.adjoint import adjoint_op
 from aswl_kernels.gate import attention_gradient, gate_op
 from aswl_kernels.pack import pack_op
+from aswl_kernels.sampled_product import sampled_product_op
 from aswl_kernels.sparse_linear import sparse_linear_op
+
+FEW = 0.25  # share of the weights up to which single elements of the weight gradient cost less than all of it
 
 
 def masked_linear(
@@ -20,6 +23,7 @@ def masked_linear(
     bias: Tensor | None = None,
     scaled: bool = True,
     products: str = "dense",
+    learnable: Tensor | None = None,
 ) -> Tensor:
     """``attention * (x @ sparse.T + bias)``, sparse being the weight where ``abs(weight) >= threshold``, else 0.
 
@@ -31,7 +35,8 @@ def masked_linear(
 
     ``products``: "dense", or "sparse": y and the gradient of x by the kept weights alone, which are packed on each call
     (the gradient of the weight is dense all the same); dense too under a compiler, a transform or a second derivative.
-    Raises ``ValueError`` on another dtype, shape or device.
+    ``learnable``: one element, not above the threshold, None meaning 0: the gradient of the weight is 0 where
+    ``abs(weight) < learnable``, and where few weights are left only theirs is computed (eagerly, on a CPU). Raises ``ValueError`` on another dtype, shape or device.
     """
     op = "masked_linear"
     x = to_autocast(x)
@@ -39,11 +44,12 @@ def masked_linear(
     want(weight.dim() == 2, op, "weight [out, in]", weight)
     want(x.dim() >= 1 and x.shape[-1] == weight.shape[1], op, f"x [..., {weight.shape[1]}]", x, weight)
     check_scalar(op, "threshold", threshold, weight)
-    if attention is not None:
-        check_scalar(op, "attention", attention, weight)
+    for name, scalar in (("attention", attention), ("learnable", learnable)):
+        if scalar is not None:
+            check_scalar(op, name, scalar, weight)
     packed = kept(op, weight, threshold, attention if scaled else None, products)
     function = _KeptLinear if packed else _MaskedLinear
-    return function.apply(x, weight, threshold, attention, bias, scaled, *packed)
+    return function.apply(x, weight, threshold, attention, bias, scaled, learnable, *packed)
 
 
 def kept(op: str, weight: Tensor, threshold: Tensor, attention: Tensor | None, products: str) -> tuple[Tensor, ...]:
@@ -58,7 +64,7 @@ class _MaskedLinear(torch.autograd.Function):
     vmap = vmap_by(reference.masked_linear)
 
     @staticmethod
-    def forward(x, weight, threshold, attention, bias, scaled):
+    def forward(x, weight, threshold, attention, bias, scaled, learnable):
         return _masked_linear(x, weight, threshold, attention if scaled else None, bias)
 
     @staticmethod
@@ -68,7 +74,7 @@ class _MaskedLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        saved, packed = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+        saved, learnable, packed = ctx.saved_tensors[:5], ctx.saved_tensors[5], ctx.saved_tensors[6:]
         x, weight, bias = saved[0], saved[1], saved[4]
         rows, inputs = (torch.atleast_2d(t).flatten(0, -2) for t in (grad, x))
         x_grad = folded_grad = bias_grad = None
@@ -77,18 +83,35 @@ class _MaskedLinear(torch.autograd.Function):
         elif ctx.needs_input_grad[0]:
             x_grad = grad @ unfold(saved, ctx.scaled).to(grad.dtype)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
-            folded_grad = rows.mT @ inputs
+            folded_grad = _weight_gradient(rows, inputs, weight, learnable)
         if bias is not None and (ctx.needs_input_grad[4] or ctx.needs_input_grad[3]):
             bias_grad = rows.sum(0)
-        return x_grad, *unfold_gradients(ctx, saved, folded_grad, bias_grad), None, *(None for _ in packed)
+        return x_grad, *unfold_gradients(ctx, saved, folded_grad, bias_grad), None, None, *(None for _ in packed)
 
 
 class _KeptLinear(_MaskedLinear):
     """The same, from the pieces of the packed weight; not for transforms."""
 
     @staticmethod
-    def forward(x, weight, threshold, attention, bias, scaled, *packed):
+    def forward(x, weight, threshold, attention, bias, scaled, learnable, *packed):
         return sparse_linear_op(x, *packed, reference.folded_bias(bias, attention if scaled else None, x.dtype))
+
+
+def _weight_gradient(rows: Tensor, inputs: Tensor, weight: Tensor, learnable: Tensor | None) -> Tensor:
+    """``rows.T @ inputs`` where the weight is learnable: all of it, or a few elements one by one."""
+    if learnable is None:
+        return rows.mT @ inputs
+    eager = native.AVAILABLE and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+    if eager and weight.device.type == "cpu" and learnable.item() > 0:  # pack leaves zeros out, and so does the limit
+        _, columns, offsets = pack_op(weight, learnable)
+        if len(columns) < FEW * weight.numel():
+            return sampled_product_op(rows, inputs, columns, offsets)
+    return restrict(rows.mT @ inputs, weight, learnable)
+
+
+def restrict(grad: Tensor, weight: Tensor, learnable: Tensor | None) -> Tensor:
+    """The gradient, 0 where the weight is not learnable."""
+    return grad if learnable is None else grad.masked_fill(weight.abs().float() < learnable.float(), 0)
 
 
 def unfold(saved: tuple[Tensor | None, ...], scaled: bool) -> Tensor:

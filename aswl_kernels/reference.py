@@ -46,9 +46,11 @@ def masked_linear(
     attention: Tensor | None = None,
     bias: Tensor | None = None,
     scaled: bool = True,
+    learnable: Tensor | None = None,
     gate: Callable = gate,
 ) -> Tensor:
     """attention * (x @ sparse.T + bias), the product in x's dtype; the attention's value is 1 unless ``scaled``."""
+    weight = _learning(weight, learnable)
     return F.linear(x, *_folded(x, weight, threshold, attention, bias, scaled, gate))
 
 
@@ -63,11 +65,20 @@ def masked_conv2d(
     dilation: list[int],
     groups: int,
     scaled: bool = True,
+    learnable: Tensor | None = None,
     gate: Callable = gate,
 ) -> Tensor:
     """attention * (conv2d(x, sparse) + bias), the product in x's dtype; the attention's value is 1 unless ``scaled``."""
+    weight = _learning(weight, learnable)
     folded = _folded(x, weight, threshold, attention, bias, scaled, gate)
     return F.conv2d(x, *folded, stride, padding, dilation, groups)
+
+
+def _learning(weight: Tensor, learnable: Tensor | None) -> Tensor:
+    """The weight, constant where abs(weight) < learnable; None means 0."""
+    if learnable is None:
+        return weight
+    return weight.detach().where(weight.abs().float() < learnable.float(), weight)
 
 
 def _folded(x, weight, threshold, attention, bias, scaled, gate):
@@ -122,6 +133,13 @@ def unpack(values: Tensor, columns: Tensor, offsets: Tensor, shape: list[int]) -
     """The dense weight of the given shape."""
     dense = values.new_zeros(shape[0], torch.Size(shape[1:]).numel())
     return dense.index_put((packed_rows(offsets, len(values)), columns.long()), values).view(shape)
+
+
+def sampled_product(left: Tensor, right: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
+    """left.T @ right [out, in] at the packed positions, zeros elsewhere."""
+    product = left.mT @ right
+    row, column = packed_rows(offsets, len(columns)), columns.long()
+    return torch.zeros_like(product).index_put((row, column), product[row, column])
 
 
 def sparse_linear(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor, bias: Tensor | None) -> Tensor:

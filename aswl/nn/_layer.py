@@ -20,6 +20,7 @@ class SparseLayer(nn.Module):
     ``attention_scale``: "paper" multiplies the output by the attention, "detached" by 1 and leaves the attention the
     same gradient. ``products``: "dense", "sparse" (y and the input gradient by the kept weights alone), or "auto":
     sparse where that was measured to be faster at the layer's density (:func:`aswl_kernels.break_even`).
+    ``learnable``: 0-d buffer, None at first: weights of smaller magnitude get no gradient (``backward_density``).
     """
 
     dense_type: type[nn.Module]  # the parent
@@ -34,6 +35,7 @@ class SparseLayer(nn.Module):
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         self.attention = nn.Parameter(torch.ones(1, device=self.weight.device, dtype=dtype))
         self.register_buffer("threshold", torch.zeros((), device=self.weight.device, dtype=dtype))
+        self.register_buffer("learnable", None, persistent=False)  # the sparsifier's state holds it
 
     @classmethod
     def from_dense(cls, dense: nn.Module) -> Self:
@@ -65,7 +67,7 @@ class SparseLayer(nn.Module):
             self.weight.copy_(gate(self.weight, scale, self.threshold))
         if self.bias is not None:
             self.bias.mul_(scale)
-        del self.attention, self.threshold
+        del self.attention, self.threshold, self.learnable
         for name in ("attention_scale", "products", "positions", "last_products", "break_even", "_share"):
             vars(self).pop(name, None)
         self.__class__ = self.dense_type
@@ -116,7 +118,7 @@ class SparseLayer(nn.Module):
             self.threshold.zero_()
 
     def _apply(self, fn, recurse=True):
-        held = (self.attention, self.attention.grad, self.threshold)
+        held = (self.attention, self.attention.grad, self.threshold, self.learnable)
 
         def wide(tensor: Tensor) -> Tensor:  # a budget in bf16 would be off by 1 in 256
             moved = fn(tensor)

@@ -23,7 +23,8 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
             input, padding = self._pad(input), 0
         geometry = self.stride, padding, self.dilation, self.groups
         products = self._choose(masked_conv2d, input, *geometry)
-        y = masked_conv2d(input, weight, self.threshold, self.attention, bias, *geometry, self.scaled, products)
+        rest = *geometry, self.scaled, products, self.learnable
+        y = masked_conv2d(input, weight, self.threshold, self.attention, bias, *rest)
         if not torch.compiler.is_compiling():
             self.positions = y.shape[-2:].numel()
         return y

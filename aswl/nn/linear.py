@@ -20,4 +20,5 @@ class SparseLinear(SparseLayer, nn.Linear):
         if not torch.compiler.is_compiling():
             self.positions = input.shape[1:-1].numel()
         products = self._choose(masked_linear, input)
-        return masked_linear(input, self.weight, self.threshold, self.attention, self.bias, self.scaled, products)
+        scalars = self.threshold, self.attention
+        return masked_linear(input, self.weight, *scalars, self.bias, self.scaled, products, self.learnable)
