@@ -23,7 +23,7 @@ ROUNDS, PATIENCE = 5, 0.5  # how often each variant is timed, and seconds after 
 
 
 def eligible(x: Tensor, weight: Tensor) -> bool:
-    """Whether the C++ kernels can serve here at all: eager fp32 on a CPU, no transform, no tracing, no autocast."""
+    """Whether the C++ kernels can serve here at all: eager fp32 on a CPU, and nobody who transforms, traces or counts."""
     return (
         native.AVAILABLE
         and type(x) in (Tensor, torch.nn.Parameter)
@@ -34,6 +34,8 @@ def eligible(x: Tensor, weight: Tensor) -> bool:
         and not torch.jit.is_tracing()
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not weight.is_inference()  # without versions to tell thresholds apart
     )
 
 
@@ -81,7 +83,8 @@ def _measure(op: Callable[..., Tensor], x: Tensor, weight: Tensor, geometry: tup
     def seconds(density: float, products: str) -> float:
         threshold = torch.tensor(1 - density)
         begin = time.perf_counter()
-        with torch.set_grad_enabled(bool(wanted)):
+        # saved tensors are ours alone: under a checkpoint they would be had by running the caller's forward again
+        with torch.set_grad_enabled(bool(wanted)), torch.autograd.graph.saved_tensors_hooks(_same, _same):
             y = op(*leaves, threshold, None, None, *geometry, products=products)
             if wanted:
                 torch.autograd.grad(y, wanted, y.detach())
@@ -96,6 +99,10 @@ def _measure(op: Callable[..., Tensor], x: Tensor, weight: Tensor, geometry: tup
     if slope <= 0:
         return CEILING if high < dense else 0.0
     return round(min(max(PROBES[0] + (dense - low) / slope, 0.0), CEILING), 3)
+
+
+def _same(saved: Tensor) -> Tensor:
+    return saved
 
 
 def _file() -> Path:

@@ -65,7 +65,8 @@ class _MaskedConv2d(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        saved, learnable, packed = ctx.saved_tensors[:5], ctx.saved_tensors[5], ctx.saved_tensors[6:]
+        tensors = ctx.saved_tensors  # asked for once: a checkpoint answers only once
+        saved, learnable, packed = tensors[:5], tensors[5], tensors[6:]
         x, weight, _, _, bias = saved
         stride, padding, dilation, groups = ctx.geometry
         needs_x, needs_weight, _, needs_attention, needs_bias, *_ = ctx.needs_input_grad

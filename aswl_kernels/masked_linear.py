@@ -74,7 +74,8 @@ class _MaskedLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        saved, learnable, packed = ctx.saved_tensors[:5], ctx.saved_tensors[5], ctx.saved_tensors[6:]
+        tensors = ctx.saved_tensors  # asked for once: a checkpoint answers only once
+        saved, learnable, packed = tensors[:5], tensors[5], tensors[6:]
         x, weight, bias = saved[0], saved[1], saved[4]
         rows, inputs = (torch.atleast_2d(t).flatten(0, -2) for t in (grad, x))
         x_grad = folded_grad = bias_grad = None

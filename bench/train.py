@@ -68,11 +68,11 @@ def parts(step: Step, repeats: int = 5) -> dict[str, float]:
     return {name: round(ms, 2) for name, ms in ranked if ms > 0.01 * sum(own.values())}
 
 
-def measure(name: str, densities: list[float], rounds: int) -> list[dict]:
+def measure(name: str, densities: list[float], rounds: int, backward_density: float | None) -> list[dict]:
     """One row per density: times of dense and sparse steps in turn, and how many times faster the sparse one is."""
     results, dense = [], stepper(name, None)[0]
     for density in densities:
-        sparse, model = stepper(name, density)
+        sparse, model = stepper(name, density, backward_density=backward_density)
         times = interleaved({"dense": dense, "sparse": sparse}, rounds)
         ratios = sorted(d / s for d, s in zip(times["dense"], times["sparse"]))
         layers = [layer.last_products for layer in model.modules() if isinstance(layer, SparseLayer)]
@@ -81,6 +81,7 @@ def measure(name: str, densities: list[float], rounds: int) -> list[dict]:
                 "model": name,
                 "batch": MODELS[name][2],
                 "density": density,
+                "backward_density": backward_density,
                 "dense_ms": round(statistics.median(times["dense"]), 2),
                 "sparse_ms": round(statistics.median(times["sparse"]), 2),
                 "ratio": round(statistics.median(ratios), 3),
@@ -98,6 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=MODELS)
     parser.add_argument("--densities", type=float, nargs="+", default=[0.1, 0.05, 0.02])
+    parser.add_argument("--backward-density", type=float)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--parts", action="store_true", help="where the time of a step goes, by operator")
@@ -106,7 +108,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     results = []
     for name in [args.only] if args.only else MODELS:
-        for row in measure(name, args.densities, args.rounds):
+        for row in measure(name, args.densities, args.rounds, args.backward_density):
             results.append(row)
             print(
                 f"{name}, batch {row['batch']}, density {row['density']}: dense {row['dense_ms']} ms, sparse "
@@ -115,7 +117,9 @@ def main() -> None:
                 flush=True,
             )
         for density in [None, *args.densities] if args.parts else []:
-            print("dense" if density is None else f"density {density}", parts(stepper(name, density)[0]), flush=True)
+            options = {} if density is None else {"backward_density": args.backward_density}
+            step, _ = stepper(name, density, **options)
+            print("dense" if density is None else f"density {density}", parts(step), flush=True)
     if args.save:
         print(rows.append("train", results))
 

@@ -5,6 +5,8 @@ import json
 
 import pytest
 import torch
+import torch.utils.checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from aswl_kernels import masked_conv2d, masked_linear, native
 
@@ -115,6 +117,19 @@ def test_really_measures_and_disturbs_nothing():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.skipif(not native.AVAILABLE, reason="nothing to measure")
+def test_measures_under_a_checkpoint():
+    calls = []
+
+    def forward(x, weight):
+        calls.append(module.break_even(masked_linear, x, weight))
+        return masked_linear(x, weight, torch.tensor(0.5), products="sparse")
+
+    x, weight = torch.randn(8, 16, requires_grad=True), torch.randn(4, 16, requires_grad=True)
+    torch.utils.checkpoint.checkpoint(forward, x, weight, use_reentrant=False).sum().backward()
+    assert len(calls) == 2 and calls[0] == calls[1] and weight.grad is not None
+
+
 def test_what_is_eligible():
     assert module.eligible(X, torch.nn.Parameter(W)) == native.AVAILABLE
     assert not module.eligible(X.double(), W.double()) and not module.eligible(X.to("meta"), W.to("meta"))
@@ -123,4 +138,8 @@ def test_what_is_eligible():
     seen = []
     torch.func.vmap(lambda x: (seen.append(module.eligible(x, W)), x)[1])(X)
     torch.compile(lambda x: (seen.append(module.eligible(x, W)), x)[1], backend="eager")(X)
-    assert not any(seen)
+    with FlopCounterMode(display=False):
+        seen.append(module.eligible(X, W))
+    with torch.inference_mode():
+        seen.append(module.eligible(X, torch.ones(4, 8)))
+    assert not any(seen) and len(seen) == 4
