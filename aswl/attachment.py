@@ -2,11 +2,13 @@
 
 import weakref
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
+from aswl.optim import FusedStep
 from aswl.structure import Structure
 
 
@@ -31,21 +33,44 @@ def check_optimizer(optimizer: Optimizer, structure: Structure) -> None:
         raise ValueError(f"attach: want all pruned weights on one device; got {', '.join(sorted(devices))}")
 
 
-def follow(optimizer: Optimizer, before: Callable[[Tensor | float], None], after: Callable[[], None]) -> None:
-    """Call ``before(gradient scale)`` when the gradients of a step are complete and ``after()`` once it is done.
+class Follower(Protocol):
+    """What a sparsifier does in the course of a step. Gradients come multiplied by ``scale``, and stay so."""
 
-    With a closure, gradients are complete only after it has run. Steps that a ``GradScaler`` skips call neither: it
+    def check(self) -> None:
+        """Refuse gradients on which nothing may move."""
+
+    def prepare(self, scale: Tensor | float) -> None:
+        """Change the gradients into those that an optimizer of torch is to follow."""
+
+    def update(self, optimizer: FusedStep, scale: Tensor | float) -> list[Tensor]:
+        """Step what the fused pass can take and prepare the other gradients; the weights that were taken."""
+
+    def finish(self) -> None:
+        """Bring the structure up to date."""
+
+
+def follow(optimizer: Optimizer, follower: Follower) -> None:
+    """Call the follower in the course of every step: ``check`` when the gradients are complete, ``update`` within the
+    step of a :class:`aswl.optim.FusedStep`, but ``prepare`` before that of another optimizer, ``finish`` at the end.
+
+    With a closure, gradients are complete only after it has run. Steps that a ``GradScaler`` skips call nothing: it
     leaves out ``step()``, or, for a fused optimizer, lends it the scale and the overflow flag.
     """
+    fused = isinstance(optimizer, FusedStep)
 
     def overflown() -> bool:
         flag = getattr(optimizer, "found_inf", None)
         return flag is not None and bool(flag.item())
 
+    def scale() -> Tensor | float:
+        lent = getattr(optimizer, "grad_scale", None)
+        return 1.0 if lent is None else lent
+
     def gradients_complete() -> None:
         if not overflown():
-            scale = getattr(optimizer, "grad_scale", None)
-            before(1.0 if scale is None else scale)
+            follower.check()
+            if not fused:
+                follower.prepare(scale())
 
     def pre_hook(_: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -62,10 +87,12 @@ def follow(optimizer: Optimizer, before: Callable[[Tensor | float], None], after
 
     def post_hook(_: Optimizer, args: tuple, kwargs: dict) -> None:
         if not overflown():
-            after()
+            follower.finish()
 
     optimizer.register_step_pre_hook(pre_hook)
     optimizer.register_step_post_hook(post_hook)
+    if fused:
+        optimizer.take = lambda: [] if overflown() else follower.update(optimizer, scale())
 
 
 def forbid_steps(structure: Structure) -> Callable[[], None]:

@@ -13,6 +13,7 @@ from aswl import attention as rules
 from aswl.attachment import check_optimizer, follow, forbid_steps
 from aswl.convert import release, sparsify
 from aswl.guard import Guard
+from aswl.optim import FusedStep
 from aswl.schedule import Schedule
 from aswl.settings import Settings
 from aswl.steering import Steering
@@ -133,7 +134,7 @@ class ASWL:
         if self._attached:
             raise RuntimeError("attach: called twice; this sparsifier already follows an optimizer")
         check_optimizer(optimizer, self._structure)
-        follow(optimizer, self._before_update, self._after_update)
+        follow(optimizer, _Follower(self))
         self._attached = True
         self._allow_steps()
         self.refresh()
@@ -232,27 +233,6 @@ class ASWL:
             self._structure.restrict(state["learnable"])
         known().update(state.get("break_even", {}))  # so that the same products are taken again
 
-    @torch.no_grad()
-    def _before_update(self, scale: Tensor | float) -> None:
-        """Guard; take the attention's signal from the dense gradients; then scale those of the pruned weights."""
-        if self._guard:
-            self._guard.check(self.model, self.step)
-        if self.settings.gamma and not self._penalized:
-            self._penalized = True
-            warnings.warn("ASWL: gamma= prunes through sparsifier.penalty(), which is not in the loss", stacklevel=6)
-        self._steering.apply(scale)
-        factor = self.settings.pruned_gradient(self.step)
-        if factor != 1:
-            for entry in self._structure.entries:
-                if entry.weight.grad is not None:
-                    pruned = entry.weight.abs().float() < entry.threshold
-                    entry.weight.grad.mul_(torch.where(pruned, factor, 1.0))
-
-    def _after_update(self) -> None:
-        self.step += 1
-        if self.step % self.settings.refresh_every == 0:
-            self.refresh()
-
     def _budget(self) -> int:
         density = self.settings.target(self.step)
         if not 0 < density <= 1:
@@ -274,3 +254,53 @@ class ASWL:
                 f"{left_dense / (total + left_dense):.3f}, the share of the layers left dense",
                 stacklevel=3,
             )
+
+
+class _Follower:
+    """The sparsifier's part in an optimizer's step, see :class:`aswl.attachment.Follower`."""
+
+    def __init__(self, sparsifier: ASWL):
+        self.sparsifier = sparsifier
+
+    def check(self) -> None:
+        """The guard; and a word where the paper's mode lacks its penalty."""
+        own = self.sparsifier
+        if own._guard:
+            own._guard.check(own.model, own.step)
+        if own.settings.gamma and not own._penalized:
+            own._penalized = True
+            warnings.warn("ASWL: gamma= prunes through sparsifier.penalty(), which is not in the loss", stacklevel=5)
+
+    @torch.no_grad()
+    def prepare(self, scale: Tensor | float) -> None:
+        """Take the attention's signal from the dense gradients; then scale those of the pruned weights."""
+        own = self.sparsifier
+        own._steering.apply(scale)
+        factor = own.settings.pruned_gradient(own.step)
+        if factor != 1:
+            for entry in own._structure.entries:
+                if entry.weight.grad is not None:
+                    pruned = entry.weight.abs().float() < entry.threshold
+                    entry.weight.grad.mul_(torch.where(pruned, factor, 1.0))
+
+    @torch.no_grad()
+    def update(self, optimizer: FusedStep, scale: Tensor | float) -> list[Tensor]:
+        """Step the pruned weights and take the attention's signal in one pass, or prepare for torch's step."""
+        own = self.sparsifier
+        entries = [entry for entry in own._structure.entries if entry.weight.grad is not None]
+        weights = [entry.weight for entry in entries]
+        options = {"pruned_gradient": own.settings.pruned_gradient(own.step), "band": own.settings.band}
+        grad_scale = scale if isinstance(scale, Tensor) else None
+        thresholds = [entry.threshold for entry in entries]
+        sums = optimizer.update_pruned(weights, thresholds, grad_scale, **options) if entries else None
+        if sums is None:
+            self.prepare(scale)
+            return []
+        own._steering.apply(scale, sums)
+        return weights
+
+    def finish(self) -> None:
+        own = self.sparsifier
+        own.step += 1
+        if own.step % own.settings.refresh_every == 0:
+            own.refresh()

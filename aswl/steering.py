@@ -21,10 +21,11 @@ class Steering:
         self.signal = torch.zeros(len(structure.entries))
         self.observed = 0
 
-    def apply(self, scale: Tensor | float) -> None:
+    def apply(self, scale: Tensor | float, sums: Tensor | None = None) -> None:
         """Replace the attentions' gradients; all gradients come multiplied by ``scale``, and stay so.
 
-        A layer that took no part in this step leaves everything as it is: the shares would compare unlike things.
+        ``sums``: those of a fused optimizer pass over all weights, not multiplied by ``scale``; without them, the weights
+        and their gradients are read here. A layer that took no part in this step leaves everything as it is: the shares would compare unlike things.
         """
         entries, options = self.structure.entries, self.settings
         paper = options.target is None
@@ -34,23 +35,25 @@ class Steering:
         attention, sizes = self.structure.attentions(), self.structure.sizes
         own = torch.cat([entry.attention.grad for entry in entries])
         slope = rules.density_slope(attention, options.alpha)
-        self._observe(self._worth(own / (sizes * slope), paper) / scale)
+        self._observe(self._worth(own / (sizes * slope) / scale, scale, sums, paper))
         if paper:
             steered = own - scale * sizes * self.signal * slope
         else:
             steered = scale * rules.share_gradient(attention, self.signal, sizes, options.alpha)
-        for entry, gradient in zip(entries, steered.split(1)):
-            entry.attention.grad.copy_(gradient)
+        torch._foreach_copy_([entry.attention.grad for entry in entries], steered.split(1))
 
-    def _worth(self, own: Tensor, paper: bool) -> Tensor:
+    def _worth(self, own: Tensor, scale: Tensor | float, sums: Tensor | None, paper: bool) -> Tensor:
         """Loss that one more kept weight saves: by the band at the threshold, by the attention's ``own`` gradient (which
         in the paper's mode the caller adds itself), or both.
         """
         worth = torch.zeros_like(own)
         if self.settings.attention_gradient in ("band", "both"):
-            band = self.settings.band
-            entries = self.structure.entries
-            worth = torch.stack([rules.marginal_value(e.weight, e.weight.grad, e.threshold, band) for e in entries])
+            if sums is not None:
+                worth = (-sums[:, 1] / sums[:, 2].clamp(min=1)).to(own.dtype)
+            else:
+                band, entries = self.settings.band, self.structure.entries
+                values = [rules.marginal_value(e.weight, e.weight.grad, e.threshold, band) for e in entries]
+                worth = torch.stack(values) / scale
         if self.settings.attention_gradient in ("scale", "both") and not paper:
             worth = worth - own
         return worth

@@ -53,12 +53,12 @@ class Structure:
 
     def store(self, attention: Tensor, threshold: Tensor, keep: Tensor) -> None:
         """Write attentions and thresholds into the layers; the counts kept tell them their density, on a CPU."""
-        counts = keep.tolist() if keep.device.type == "cpu" else [None] * len(self.entries)  # no wait for a device
-        for entry, a, t, kept in zip(self.entries, attention.split(1), threshold.unbind(), counts):
-            entry.attention.copy_(a)
-            for layer in entry.layers:
-                layer.threshold.copy_(t)
-                if kept is not None:
+        torch._foreach_copy_([entry.attention for entry in self.entries], attention.split(1))
+        values = [t for entry, t in zip(self.entries, threshold.unbind()) for _ in entry.layers]
+        torch._foreach_copy_([layer.threshold for entry in self.entries for layer in entry.layers], values)
+        if keep.device.type == "cpu":  # no wait for a device
+            for entry, kept in zip(self.entries, keep.tolist()):
+                for layer in entry.layers:
                     layer.note_density(kept / self.counts[entry.name])
 
     def restrict(self, limits: Tensor) -> None:

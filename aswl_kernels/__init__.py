@@ -2,6 +2,8 @@
 
 from aswl_kernels.adjoint import adjoint
 from aswl_kernels.backends import Backend, backends
+from aswl_kernels.fused_adamw import fused_adamw_
+from aswl_kernels.fused_sgd import fused_sgd_
 from aswl_kernels.gate import gate
 from aswl_kernels.magnitude_threshold import magnitude_threshold
 from aswl_kernels.masked_conv2d import masked_conv2d
@@ -15,6 +17,8 @@ __all__ = [
     "PackedWeight",
     "adjoint",
     "backends",
+    "fused_adamw_",
+    "fused_sgd_",
     "gate",
     "magnitude_threshold",
     "masked_conv2d",

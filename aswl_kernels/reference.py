@@ -4,6 +4,7 @@ Thresholds are compared in fp32 whatever the weight's dtype, a NaN is never prun
 pruned weight are straight-through (arXiv 2111.02399, section 3): they are those of the weight as if it were kept.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -91,6 +92,92 @@ def _folded(x, weight, threshold, attention, bias, scaled, gate):
 def folded_bias(bias: Tensor | None, attention: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """attention * bias in the product's dtype; None means 1, and no bias."""
     return bias if bias is None else (bias if attention is None else attention.reshape(1) * bias).to(dtype)
+
+
+def fused_sgd_(
+    weights: list[Tensor],
+    grads: list[Tensor],
+    momenta: list[Tensor],
+    thresholds: list[Tensor],
+    copies: list[Tensor],
+    grad_scale: Tensor | None,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+    first: bool,
+    decay_pruned: bool,
+    pruned_gradient: float,
+    band: float,
+) -> Tensor:
+    """One step of torch.optim.SGD on every weight; ``first``: the momenta are still to be filled."""
+    statistics = []
+    for i, (weight, threshold) in enumerate(zip(weights, thresholds)):
+        grad, decayed, sums = _observe(weight, grads[i], threshold, grad_scale, maximize, pruned_gradient, band)
+        statistics.append(sums)
+        if weight_decay != 0:
+            grad = grad.add(weight if decay_pruned else weight * decayed, alpha=weight_decay)
+        if momentum != 0:
+            momenta[i].copy_(grad if first else momenta[i].mul(momentum).add(grad, alpha=1 - dampening))
+            grad = grad.add(momenta[i], alpha=momentum) if nesterov else momenta[i]
+        weight.add_(grad, alpha=-lr)
+    return _finish(weights, thresholds, copies, statistics)
+
+
+def fused_adamw_(
+    weights: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[float],
+    thresholds: list[Tensor],
+    copies: list[Tensor],
+    grad_scale: Tensor | None,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    maximize: bool,
+    decay_pruned: bool,
+    pruned_gradient: float,
+    band: float,
+) -> Tensor:
+    """Step number ``steps[i]`` (1 is the first) of torch.optim.AdamW on every weight."""
+    statistics = []
+    for i, (weight, threshold) in enumerate(zip(weights, thresholds)):
+        grad, decayed, sums = _observe(weight, grads[i], threshold, grad_scale, maximize, pruned_gradient, band)
+        statistics.append(sums)
+        weight.mul_(1 - lr * weight_decay * (1 if decay_pruned else decayed))
+        exp_avgs[i].lerp_(grad, 1 - beta1)
+        exp_avg_sqs[i].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        root = exp_avg_sqs[i].sqrt() / math.sqrt(1 - beta2 ** steps[i])
+        weight.addcdiv_(exp_avgs[i], root.add_(eps), value=-lr / (1 - beta1 ** steps[i]))
+    return _finish(weights, thresholds, copies, statistics)
+
+
+def _observe(weight, grad, threshold, grad_scale, maximize, pruned_gradient, band):
+    """The gradient that the optimizer sees, 1 for kept weights and 0 for pruned ones, and the three sums, fp64."""
+    grad = grad if grad_scale is None else grad / grad_scale.to(grad.dtype)
+    magnitude, threshold = weight.abs().float(), threshold.float()
+    pruned = magnitude < threshold
+    near = (magnitude >= (1 - band) * threshold) & (magnitude <= (1 + band) * threshold)
+    product = grad.double() * weight.double()
+    kept_sum = (grad.double() * weight.double().masked_fill(pruned, 0)).sum()
+    sums = torch.stack([kept_sum, product.masked_fill(~near, 0).sum(), near.sum().double()])
+    grad = grad * torch.where(pruned, pruned_gradient, 1.0).to(grad.dtype)
+    return -grad if maximize else grad, (~pruned).to(weight.dtype), sums
+
+
+def _finish(weights, thresholds, copies, statistics):
+    """Fill the copies with the sparse weights, if wanted; the sums as one tensor [L, 3]."""
+    for copy, weight, threshold in zip(copies, weights, thresholds):
+        copy.copy_(gate(weight, None, threshold))
+    if not statistics:
+        return torch.zeros(0, 3, dtype=torch.float64)
+    return torch.stack(statistics)
 
 
 def pack(

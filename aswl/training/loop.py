@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
-from aswl import ASWL
+from aswl import ASWL, optim
 from aswl.training import checkpoint, models
 from aswl.training.config import TrainConfig
 from aswl.training.distributed import World
@@ -54,9 +54,9 @@ class Loop:
         self.sparsifier = self._sparsify() if sparse else None
         groups = self._param_groups()
         if config.optimizer == "sgd":
-            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, momentum=config.momentum)
+            self.optimizer: torch.optim.Optimizer = optim.SGD(groups, momentum=config.momentum)
         else:
-            self.optimizer = torch.optim.AdamW(groups)
+            self.optimizer = optim.AdamW(groups)
         if self.sparsifier:
             self.sparsifier.attach(self.optimizer)
         warmup = config.warmup_epochs * len(task.train)

@@ -11,6 +11,7 @@ from aswl_kernels import backends, native
 
 HERE = Path(__file__).parent
 TESTED = (
+    "fused",
     "gate",
     "magnitude_threshold",
     "pack",

@@ -1,0 +1,168 @@
+"""torch's SGD and AdamW, whose step takes a sparsifier's pruned weights through one fused pass."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from aswl_kernels import fused_adamw_, fused_sgd_
+
+Group = dict[str, Any]
+
+
+class FusedStep(Optimizer):
+    """Mixin in front of an optimizer of torch: until a sparsifier is attached, it is that optimizer.
+
+    ``take``, set by the attachment: updates the pruned weights, and returns those that the parent must not touch again.
+    ``decay_pruned``: whether weight decay reaches pruned weights; an option of each parameter group.
+    """
+
+    take: Callable[[], list[Tensor]] | None = None
+
+    def __init__(self, params: Any, *args: Any, decay_pruned: bool = True, **options: Any):
+        super().__init__(params, *args, **options)
+        self.defaults["decay_pruned"] = decay_pruned
+        self._complete_groups()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._complete_groups()  # a state of torch's optimizer lacks our option
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """As the parent's; the pruned weights of an attached sparsifier go first, and through the fused pass."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        taken = self.take() if self.take else []
+        grads = [weight.grad for weight in taken]
+        for weight in taken:
+            weight.grad = None  # the parent passes over what has no gradient
+        plain = super().step.__func__
+        while getattr(plain, "hooked", False):  # torch wraps step in the hooks, which run around this one already
+            plain = plain.__wrapped__
+        try:
+            plain(self)
+        finally:
+            for weight, grad in zip(taken, grads):
+                weight.grad = grad
+        return loss
+
+    @torch.no_grad()
+    def update_pruned(
+        self, weights: list[Tensor], thresholds: list[Tensor], grad_scale: Tensor | None, **options: float
+    ) -> Tensor | None:
+        """Step the ``weights``, which have gradients, through the fused pass; its sums [L, 3], see
+        :func:`aswl_kernels.fused_sgd_`, or None and nothing done where an option or a tensor is outside of it.
+
+        ``options``: ``pruned_gradient`` and ``band``. Raises ``ValueError`` where ``decay_pruned=False`` cannot be met.
+        """
+        place = {id(weight): i for i, weight in enumerate(weights)}
+        parts = [(g, [p for p in g["params"] if id(p) in place]) for g in self.param_groups]
+        parts = [(group, members) for group, members in parts if members]
+        if not all(_is_plain(group, members) and self._is_covered(group, members) for group, members in parts):
+            if any(group["weight_decay"] and not group["decay_pruned"] for group, _ in parts):
+                raise ValueError("decay_pruned=False: want options that the fused pass covers; got others")
+            return None
+        sums = torch.empty(len(weights), 3, dtype=torch.float64, device=weights[0].device)
+        for group, members in parts:
+            for alike in self._alike(group, members):
+                where = [place[id(weight)] for weight in alike]
+                shared = {"grad_scale": grad_scale, "decay_pruned": group["decay_pruned"], **options}
+                got = self._pass(group, alike, [thresholds[i] for i in where], **shared)
+                if len(where) == len(weights) and where == sorted(where):
+                    return got
+                sums[torch.tensor(where, device=sums.device)] = got
+        return sums
+
+    def _complete_groups(self) -> None:
+        for group in self.param_groups:
+            group.setdefault("decay_pruned", self.defaults.get("decay_pruned", True))
+
+    def _is_covered(self, group: Group, weights: list[Tensor]) -> bool:
+        """Whether the pass does what the group's options and the weights' states ask for."""
+        raise NotImplementedError
+
+    def _alike(self, group: Group, weights: list[Tensor]) -> list[list[Tensor]]:
+        """The weights parted so that one call can take each part."""
+        raise NotImplementedError
+
+    def _pass(self, group: Group, weights: list[Tensor], thresholds: list[Tensor], **options: Any) -> Tensor:
+        raise NotImplementedError
+
+
+class SGD(FusedStep, torch.optim.SGD):
+    """``torch.optim.SGD``: the same arguments, states and results; ``decay_pruned=False`` spares pruned weights the decay.
+
+    Attached to a sparsifier, the pruned weights take one fused pass per step, unless an option is outside of it
+    (``differentiable``, tensor ``lr`` or ``weight_decay``, sparse gradients): then torch's step with hooks.
+    """
+
+    def _is_covered(self, group: Group, weights: list[Tensor]) -> bool:
+        return all(_fits(self.state[w].get("momentum_buffer"), w) for w in weights if w in self.state)
+
+    def _alike(self, group: Group, weights: list[Tensor]) -> list[list[Tensor]]:
+        return _parted(weights, lambda w: (w.dtype, self.state[w].get("momentum_buffer") is None))
+
+    def _pass(self, group: Group, weights: list[Tensor], thresholds: list[Tensor], **options: Any) -> Tensor:
+        states = [self.state[weight] for weight in weights]
+        first, momenta = states[0].get("momentum_buffer") is None, []
+        if group["momentum"] != 0:
+            for state, weight in zip(states, weights):
+                if first:
+                    state["momentum_buffer"] = torch.empty_like(weight)
+                momenta.append(state["momentum_buffer"])
+        options |= {name: group[name] for name in ("momentum", "dampening", "weight_decay", "nesterov", "maximize")}
+        grads = [weight.grad for weight in weights]
+        return fused_sgd_(weights, grads, momenta, thresholds, lr=group["lr"], first=first, **options)
+
+
+class AdamW(FusedStep, torch.optim.AdamW):
+    """``torch.optim.AdamW``: the same arguments, states and results; ``decay_pruned=False`` spares pruned weights the
+    decay.
+
+    Attached to a sparsifier, the pruned weights take one fused pass per step, unless an option is outside of it
+    (``amsgrad``, ``capturable``, ``differentiable``, tensor options, step counts on a device): then torch's step with
+    hooks.
+    """
+
+    def _is_covered(self, group: Group, weights: list[Tensor]) -> bool:
+        if group["amsgrad"] or group["capturable"] or any(isinstance(beta, Tensor) for beta in group["betas"]):
+            return False
+        states = [(self.state[weight], weight) for weight in weights if self.state.get(weight)]
+        return all(
+            s["step"].is_cpu and _fits(s["exp_avg"], weight) and _fits(s["exp_avg_sq"], weight) for s, weight in states
+        ) and (not group["fused"] or weights[0].is_cpu)
+
+    def _alike(self, group: Group, weights: list[Tensor]) -> list[list[Tensor]]:
+        return _parted(weights, lambda w: w.dtype)
+
+    def _pass(self, group: Group, weights: list[Tensor], thresholds: list[Tensor], **options: Any) -> Tensor:
+        exp_avgs, exp_avg_sqs, steps = [], [], []
+        self._init_group(group | {"params": weights}, [], [], exp_avgs, exp_avg_sqs, [], steps)
+        torch._foreach_add_(steps, 1)
+        options |= {name: group[name] for name in ("lr", "betas", "eps", "weight_decay", "maximize")}
+        grads, counts = [weight.grad for weight in weights], [step.item() for step in steps]
+        return fused_adamw_(weights, grads, exp_avgs, exp_avg_sqs, counts, thresholds, **options)
+
+
+def _is_plain(group: Group, weights: list[Tensor]) -> bool:
+    """Whether options that all optimizers have, and the gradients, are what the pass can take."""
+    tensors = any(isinstance(group[name], Tensor) for name in ("lr", "weight_decay"))
+    return not group["differentiable"] and not tensors and all(_fits(w.grad, w) for w in weights)
+
+
+def _fits(tensor: Tensor | None, weight: Tensor) -> bool:
+    """Whether the tensor, where there is one, is dense and of the weight's dtype, which is real."""
+    if tensor is None:
+        return True
+    return tensor.layout == torch.strided and tensor.dtype == weight.dtype and weight.is_floating_point()
+
+
+def _parted(weights: list[Tensor], key: Callable[[Tensor], Any]) -> list[list[Tensor]]:
+    parts: dict[Any, list[Tensor]] = {}
+    for weight in weights:
+        parts.setdefault(key(weight), []).append(weight)
+    return list(parts.values())

@@ -1,0 +1,66 @@
+"""AdamW and what the method wants of the same weights and gradients, in one pass."""
+
+from torch import Tensor
+
+from aswl_kernels import reference
+from aswl_kernels._checks import want
+from aswl_kernels._fused import check_lists, fake
+from aswl_kernels._library import define
+
+
+def fused_adamw_(
+    weights: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[float],
+    thresholds: list[Tensor],
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    maximize: bool = False,
+    decay_pruned: bool = True,
+    pruned_gradient: float = 1.0,
+    band: float = 0.15,
+    grad_scale: Tensor | None = None,
+    copies: list[Tensor] | None = None,
+) -> Tensor:
+    """One step of ``torch.optim.AdamW`` on L weights in place, by masked gradients, and the sums that steer the method.
+
+    ``weights``, ``grads``, ``exp_avgs``, ``exp_avg_sqs``: L floating tensors each, alike in shape, dtype and device;
+    ``steps``: L numbers, 1 for a weight's first step. The other arguments and the result are those of
+    :func:`aswl_kernels.fused_sgd_`. Raises ``ValueError`` on another dtype, shape, device or number.
+    """
+    op = "fused_adamw_"
+    alike = {"grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
+    check_lists(op, weights, thresholds, copies, grad_scale, pruned_gradient, band, **alike)
+    want(len(steps) == len(weights) and all(step >= 1 for step in steps), op, f"{len(weights)} steps from 1 on", steps)
+    return _fused_adamw(
+        weights,
+        grads,
+        exp_avgs,
+        exp_avg_sqs,
+        steps,
+        thresholds,
+        copies or [],
+        grad_scale,
+        lr,
+        *betas,
+        eps,
+        weight_decay,
+        maximize,
+        decay_pruned,
+        pruned_gradient,
+        band,
+    )
+
+
+_fused_adamw = define(
+    "fused_adamw_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, float[] steps, "
+    "Tensor[] thresholds, Tensor(d!)[] copies, Tensor? grad_scale, float lr, float beta1, float beta2, float eps, "
+    "float weight_decay, bool maximize, bool decay_pruned, float pruned_gradient, float band) -> Tensor",
+    reference.fused_adamw_,
+    fake,
+)
