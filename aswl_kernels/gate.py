@@ -19,29 +19,34 @@ def gate(weight: Tensor, attention: Tensor, threshold: Tensor) -> Tensor:
     want(weight.dtype in FLOATING, "gate", "a floating weight", weight)
     check_scalar("gate", "attention", attention, weight)
     check_scalar("gate", "threshold", threshold, weight)
-    return _Gate.apply(weight, attention, threshold)
+    return Gate.apply(weight, attention, threshold, True)
 
 
-class _Gate(torch.autograd.Function):
+class Gate(torch.autograd.Function):
+    """``gate`` without its checks; with ``scaled`` False, the attention counts as 1 and keeps its gradient."""
+
     vmap = vmap_by(reference.gate)
 
     @staticmethod
-    def forward(weight, attention, threshold):
-        return gate_op(weight, attention, threshold)
+    def forward(weight, attention, threshold, scaled):
+        return gate_op(weight, attention if scaled else None, threshold)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
+        *tensors, ctx.scaled = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx, grad):
         weight, attention, threshold = ctx.saved_tensors
         weight_grad = attention_grad = None
-        if ctx.needs_input_grad[0]:
-            weight_grad = (attention.reshape(1) * grad).to(weight.dtype).reshape(weight.shape)
         if ctx.needs_input_grad[1]:
             attention_grad = attention_gradient(grad, weight, attention, threshold)
-        return weight_grad, attention_grad, None
+        if ctx.needs_input_grad[0]:
+            weight_grad = grad
+            if ctx.scaled and attention is not None:
+                weight_grad = (attention.reshape(1) * grad).to(weight.dtype).reshape(weight.shape)
+        return weight_grad, attention_grad, None, None
 
 
 def attention_gradient(grad: Tensor, weight: Tensor, attention: Tensor, threshold: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from aswl_kernels._checks import check_operands, check_scalar, to_autocast
 from aswl_kernels._conv import Size, prepare
 from aswl_kernels._library import LIBRARY, define, vmap_by
 from aswl_kernels.adjoint import adjoint_op
-from aswl_kernels.gate import gate_op
+from aswl_kernels.gate import Gate, gate_op
 from aswl_kernels.masked_linear import kept, restrict, unfold, unfold_gradients
 from aswl_kernels.sparse_conv2d import sparse_conv2d_op
 
@@ -45,8 +45,13 @@ def masked_conv2d(
             check_scalar(op, name, scalar, weight)
     batch, *geometry = prepare(op, x, weight.shape, stride, padding, dilation, groups)
     packed = kept(op, weight, threshold, attention if scaled else None, products)
-    function = _KeptConv2d if packed else _MaskedConv2d
-    y = function.apply(batch, weight, threshold, attention, bias, *geometry, groups, scaled, learnable, *packed)
+    args = (batch, weight, threshold, attention, bias, *geometry, groups, scaled)
+    if packed:
+        y = _KeptConv2d.apply(*args, learnable, *packed)
+    elif weight.is_cpu and learnable is None:  # PyTorch's own product, which keeps the masked weight for the backward
+        y = reference.masked_conv2d(*args, gate=Gate.apply)
+    else:
+        y = _MaskedConv2d.apply(*args, learnable)
     return y.squeeze(0) if x.dim() == 3 else y
 
 
@@ -106,7 +111,9 @@ _masked_conv2d = define(
 
 def _cpu(*args) -> Tensor:
     """The reference with the C++ gate in place of PyTorch's seven passes over the weight."""
-    return reference.masked_conv2d(*args, gate=gate_op)
+    return reference.masked_conv2d(
+        *args, gate=lambda weight, attention, threshold, _: gate_op(weight, attention, threshold)
+    )
 
 
 if native.AVAILABLE:

@@ -7,7 +7,7 @@ from aswl_kernels import native, reference
 from aswl_kernels._checks import check_operands, check_scalar, to_autocast, want
 from aswl_kernels._library import LIBRARY, define, vmap_by
 from aswl_kernels.adjoint import adjoint_op
-from aswl_kernels.gate import attention_gradient, gate_op
+from aswl_kernels.gate import Gate, attention_gradient, gate_op
 from aswl_kernels.pack import pack_op
 from aswl_kernels.sampled_product import sampled_product_op
 from aswl_kernels.sparse_linear import sparse_linear_op
@@ -48,8 +48,12 @@ def masked_linear(
         if scalar is not None:
             check_scalar(op, name, scalar, weight)
     packed = kept(op, weight, threshold, attention if scaled else None, products)
-    function = _KeptLinear if packed else _MaskedLinear
-    return function.apply(x, weight, threshold, attention, bias, scaled, learnable, *packed)
+    args = (x, weight, threshold, attention, bias, scaled)
+    if packed:
+        return _KeptLinear.apply(*args, learnable, *packed)
+    if weight.is_cpu and learnable is None:  # PyTorch's own product, which keeps the masked weight for the backward
+        return reference.masked_linear(*args, gate=Gate.apply)
+    return _MaskedLinear.apply(*args, learnable)
 
 
 def kept(op: str, weight: Tensor, threshold: Tensor, attention: Tensor | None, products: str) -> tuple[Tensor, ...]:
@@ -153,7 +157,9 @@ _masked_linear = define(
 
 def _cpu(*args) -> Tensor:
     """The reference with the C++ gate in place of PyTorch's seven passes over the weight."""
-    return reference.masked_linear(*args, gate=gate_op)
+    return reference.masked_linear(
+        *args, gate=lambda weight, attention, threshold, _: gate_op(weight, attention, threshold)
+    )
 
 
 if native.AVAILABLE:

@@ -23,8 +23,10 @@ def magnitude_threshold(weights: list[Tensor], keep: Tensor) -> Tensor:
     return torch.stack(thresholds) if thresholds else keep.new_empty(0, dtype=torch.float32)
 
 
-def gate(weight: Tensor, attention: Tensor | None, threshold: Tensor) -> Tensor:
-    """attention * weight where abs(weight) >= threshold, else 0; None means 1."""
+def gate(weight: Tensor, attention: Tensor | None, threshold: Tensor, scaled: bool = True) -> Tensor:
+    """attention * weight where abs(weight) >= threshold, else 0; None means 1, and so does the value if not ``scaled``."""
+    if attention is not None and not scaled:
+        attention = attention - attention.detach() + 1
     kept = ~(weight.abs().float() < threshold.float())  # so that a NaN is kept
     sparse = weight - weight.masked_fill(kept, 0).detach()
     if attention is None:
@@ -84,9 +86,9 @@ def _learning(weight: Tensor, learnable: Tensor | None) -> Tensor:
 
 def _folded(x, weight, threshold, attention, bias, scaled, gate):
     """The sparse weight and the bias, both scaled by the attention, in x's dtype."""
-    if attention is not None and not scaled:
-        attention = attention - attention.detach() + 1
-    return gate(weight, attention, threshold).to(x.dtype), folded_bias(bias, attention, x.dtype)
+    if bias is not None:  # of which nothing is pruned
+        bias = gate(bias, attention, torch.zeros_like(threshold), scaled).to(x.dtype)
+    return gate(weight, attention, threshold, scaled).to(x.dtype), bias
 
 
 def folded_bias(bias: Tensor | None, attention: Tensor | None, dtype: torch.dtype) -> Tensor | None:
