@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# asked here and not while a model is traced, which torch 2.11 cannot do
+AUTOCAST = {kind for kind in ("cpu", "cuda", "xpu", "mps", "hpu", "mtia") if torch.amp.is_autocast_available(kind)}
 
 
 def describe(*values: object) -> str:
@@ -44,7 +46,7 @@ def check_operands(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> N
 def to_autocast(x: Tensor) -> Tensor:
     """``x`` in autocast's dtype where autocast is on, as PyTorch does for the parent operators."""
     kind = x.device.type
-    eligible = x.dtype in FLOATING and x.dtype != torch.float64 and torch.amp.is_autocast_available(kind)
+    eligible = x.dtype in FLOATING and x.dtype != torch.float64 and kind in AUTOCAST
     if eligible and torch.is_autocast_enabled(kind):
         return x.to(torch.get_autocast_dtype(kind))
     return x

@@ -60,7 +60,7 @@ def stepper(name: str, density: float | None, settle: int = 6, **options: object
 
 def parts(step: Step, repeats: int = 5) -> dict[str, float]:
     """Milliseconds of one step by operator, those above 1% of it: time in the operator itself, under the profiler."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         for _ in range(repeats):
             step()
     own = {event.key: event.self_cpu_time_total / repeats / 1e3 for event in profile.key_averages()}
