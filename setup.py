@@ -4,6 +4,7 @@
 ``--no-build-isolation`` to let this script see torch, whose headers and stable interface it needs.
 """
 
+import hashlib
 import importlib.util
 import os
 import platform
@@ -22,6 +23,8 @@ SETS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c", "-mpopcnt"],
 }
+# native.is_stale looks for it in the library
+DIGEST = hashlib.sha256(b"".join(p.read_bytes() for p in sorted((HERE / "csrc").glob("*.*")))).hexdigest()
 TORCH = importlib.util.find_spec("torch")  # found, not imported: that would take seconds
 
 
@@ -33,7 +36,7 @@ class Build(build_ext):
         if not (headers / "torch" / "csrc" / "stable" / "library.h").exists():
             raise CompileError(f"torch's headers are not in {headers}")
         x86 = platform.machine() in ("x86_64", "AMD64")
-        jobs = {"op": ["-DTORCH_TARGET_VERSION=0x020b000000000000"]}
+        jobs = {"op": ["-DTORCH_TARGET_VERSION=0x020b000000000000", f'-DASWL_SOURCES="{DIGEST}"']}
         jobs |= {s: [f"-DISA={s}", *SETS[s]] for s in (SETS if x86 else ["portable"])}
         common = ["-O3", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-attributes"]
 

@@ -29,7 +29,7 @@ def backends() -> dict[str, Backend]:
         "cuda": _cuda(),
         "triton": _triton(),
         "interpreter": _interpreter(),
-        "native": Backend(native.AVAILABLE, native.DETAIL),
+        "native": _native(),
     }
 
 
@@ -48,6 +48,13 @@ def _cuda() -> Backend:
     if not torch.cuda.is_available():
         return Backend(False, f"torch was built for CUDA {torch.version.cuda}, but no device is visible")
     return Backend(True, f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")
+
+
+def _native() -> Backend:
+    stale = native.AVAILABLE and native.is_stale(Path(native.__file__).parent)
+    return Backend(
+        native.AVAILABLE, native.DETAIL + ", but built from other sources than csrc/: build it again" * stale
+    )
 
 
 def _triton() -> Backend:

@@ -1,6 +1,7 @@
 """The C++ library: it registers CPU kernels under the operators' names when it is loaded, here."""
 
 import ctypes
+import hashlib
 import os
 from pathlib import Path
 
@@ -25,6 +26,16 @@ def _load(folder: Path) -> tuple[bool, str]:
         asked = os.environ["ASWL_ISA"]
         raise RuntimeError(f"ASWL_ISA: want one of {', '.join(SETS)}, and on this processor; got {asked!r}")
     return True, isa
+
+
+def is_stale(folder: Path) -> bool:
+    """Whether the library in ``folder`` was built from other sources than the csrc/ beside it; never where there is none.
+
+    A build that fails leaves the library of an earlier one in place.
+    """
+    sources = sorted((folder.parent / "csrc").glob("*.*"))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest().encode()
+    return bool(sources) and any(digest not in path.read_bytes() for path in folder.glob("_native*.so"))
 
 
 AVAILABLE, DETAIL = _load(Path(__file__).parent)

@@ -32,4 +32,9 @@ static const int CHOSEN = choose();
 Isa isa() { return CHOSEN < 0 ? Isa::portable : Isa(CHOSEN); }
 
 extern "C" __attribute__((visibility("default"))) const char* aswl_isa() { return CHOSEN < 0 ? "" : NAMES[CHOSEN]; }
+
+#ifdef ASWL_SOURCES
+// the digest of the sources this library was built from, which is looked for in the file
+extern "C" __attribute__((visibility("default"))) const char* aswl_sources() { return ASWL_SOURCES; }
+#endif
 #endif

@@ -1,5 +1,6 @@
 """The C++ library: it is reported, refuses an impossible instruction set, and every set passes the operators' tests."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -35,7 +36,8 @@ def has(isa):
 
 
 def test_backends_reports_the_library():
-    assert backends()["native"] == (native.AVAILABLE, native.DETAIL)
+    available, detail = backends()["native"]
+    assert available == native.AVAILABLE and detail.startswith(native.DETAIL)
     assert not native.AVAILABLE or native.DETAIL in native.SETS
 
 
@@ -50,6 +52,23 @@ def test_a_broken_library_has_a_reason(tmp_path):
     (tmp_path / "_native.abi3.so").write_bytes(b"no library")
     available, reason = native._load(tmp_path)
     assert not available and reason.startswith("it does not load: ") and "_native.abi3.so" in reason
+
+
+def test_a_library_of_other_sources_is_told(tmp_path, monkeypatch):
+    package, sources = tmp_path / "aswl_kernels", tmp_path / "csrc"
+    package.mkdir()
+    library = package / "_native.abi3.so"
+    library.write_bytes(b"no digest")
+    assert not native.is_stale(package)  # an installed package has no csrc/ beside it
+    sources.mkdir()
+    (sources / "a.cpp").write_text("int a;")
+    assert native.is_stale(package)
+    library.write_bytes(b"..." + hashlib.sha256(b"int a;").hexdigest().encode() + b"...")
+    assert not native.is_stale(package)
+    (sources / "b.h").write_text("int b;")
+    assert native.is_stale(package)
+    monkeypatch.setattr(native, "is_stale", lambda folder: True)
+    assert not native.AVAILABLE or "built from other sources than csrc/" in backends()["native"].detail
 
 
 @needs_library
