@@ -3,13 +3,17 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 PATIENCE = 3  # steps without any gradient before a layer counts as dead; zero-initialised blocks wake after one or two
 
 
 class DeadLayerError(RuntimeError):
     """A gradient vanished or is not finite; the optimizer step was refused and the weights are as they were."""
+
+
+def _norms(grads: list[Tensor], order: float) -> list[float]:
+    return torch.stack([norm.float() for norm in torch._foreach_norm(grads, order)]).tolist()
 
 
 class Guard:
@@ -21,7 +25,7 @@ class Guard:
     def check(self, model: nn.Module, step: int) -> None:
         """Raise :class:`DeadLayerError`, naming the parameter and the step, if any gradient holds a NaN or an infinity,
         all gradients are zero, or a pruned layer's gradient has been zero for ``PATIENCE`` steps running. Waits for the
-        device once.
+        device once, and again where a norm is 0 or not finite.
         """
         names, grads = [], []
         for name, parameter in model.named_parameters():
@@ -30,16 +34,20 @@ class Guard:
                 grads.append(parameter.grad)
         if not grads:
             return
-        largest = dict(zip(names, torch.stack([n.float() for n in torch._foreach_norm(grads, math.inf)]).tolist()))
-        for name, size in largest.items():
+        sizes = dict(zip(names, _norms(grads, 2)))
+        # squares overflow and vanish where the gradient does not; the largest magnitude is slow on a CPU, and exact
+        unclear = [i for i, size in enumerate(sizes.values()) if not 0 < size < math.inf]
+        if unclear:
+            sizes |= zip([names[i] for i in unclear], _norms([grads[i] for i in unclear], math.inf))
+        for name, size in sizes.items():
             if not math.isfinite(size):
                 raise DeadLayerError(f"step {step} refused: the gradient of {name!r} holds NaN or infinity")
-        if not any(largest.values()):
+        if not any(sizes.values()):
             raise DeadLayerError(
                 f"step {step} refused: every gradient of the network is zero ({', '.join(names[:3])}, ...)"
             )
         for layer in self.idle:
-            size = largest.get(f"{layer}.weight" if layer else "weight")
+            size = sizes.get(f"{layer}.weight" if layer else "weight")
             if size is not None:
                 self.idle[layer] = 0 if size else self.idle[layer] + 1
             if self.idle[layer] >= PATIENCE:

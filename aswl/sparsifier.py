@@ -44,9 +44,9 @@ class ASWL:
     threshold. ``refresh_every``: updates between two refreshes of the thresholds. ``initial_attention``,
     ``penalty_target`` (r) and ``weight_penalty`` (lambda) belong to the paper's loss. ``products``: "sparse" computes
     outputs and input gradients with the kept weights alone, "dense" with masked weights, "auto" with what was measured
-    to be faster, shape by shape, on this machine (eager fp32 on a CPU; :meth:`summary` shows it). ``backward_density``: restricts the
-    weights' gradients to this fraction of the largest weights (Top-KAST, arXiv 2106.03517), at least ``density``; None
-    is all. ``guard=False`` switches off the
+    to be faster, shape by shape, on this machine (eager fp32 on a CPU; :meth:`summary` shows it).
+    ``backward_density``: restricts the weights' gradients to this fraction of the largest weights (Top-KAST, arXiv
+    2106.03517), at least ``density``; None is all. ``guard=False`` switches off the
     check for dead or non-finite gradients, which waits for the device once per step.
 
     Raises ``ValueError`` for options out of range, patterns that match nothing, and models with nothing to prune; warns

@@ -36,7 +36,8 @@ def masked_linear(
     ``products``: "dense", or "sparse": y and the gradient of x by the kept weights alone, which are packed on each call
     (the gradient of the weight is dense all the same); dense too under a compiler, a transform or a second derivative.
     ``learnable``: one element, not above the threshold, None meaning 0: the gradient of the weight is 0 where
-    ``abs(weight) < learnable``, and where few weights are left only theirs is computed (eagerly, on a CPU). Raises ``ValueError`` on another dtype, shape or device.
+    ``abs(weight) < learnable``, and where few weights are left only theirs is computed (eagerly, on a CPU).
+    Raises ``ValueError`` on another dtype, shape or device.
     """
     op = "masked_linear"
     x = to_autocast(x)

@@ -40,7 +40,8 @@ def stepper(name: str, density: float | None, settle: int = 6, **options: object
     if density is not None:
         sparsifier = aswl.ASWL(model, density=density, steps=settle, **options)
         groups = sparsifier.param_groups(lr=0.01)
-    optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=1e-4)
+    kind = torch.optim.SGD if sparsifier is None else aswl.optim.SGD
+    optimizer = kind(groups, momentum=0.9, weight_decay=1e-4)
     if sparsifier:
         sparsifier.attach(optimizer)
     x, y = torch.randn(batch, *shape), torch.randint(10, (batch,))

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 import aswl
+from aswl import DeadLayerError
+from aswl.guard import PATIENCE, Guard
 
 
 def sparse_net():
@@ -92,3 +94,16 @@ def test_unused_layer_is_not_dead():
         net[0](torch.randn(32, 8)).square().mean().backward()
         optimizer.step()
     assert sparsifier.step == 5
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-44, 1e25, 3e38])
+def test_gradients_whose_squares_overflow_or_vanish_are_gradients(size):
+    layer = torch.nn.Linear(3, 3)
+    for parameter in layer.parameters():
+        parameter.grad = torch.full_like(parameter, size)
+    guard = Guard([""])
+    for step in range(PATIENCE + 1):
+        guard.check(layer, step)
+    layer.weight.grad[1, 1] = float("inf")
+    with pytest.raises(DeadLayerError, match="the gradient of 'weight' holds NaN or infinity"):
+        guard.check(layer, 0)
