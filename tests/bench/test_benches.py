@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from bench import cpu, peers, presets, rows, step, tables, train
+from bench import cpu, optim, peers, presets, rows, step, tables, train
 from bench import suite as bench_suite
 
 
@@ -92,6 +92,14 @@ def test_train(results, monkeypatch, capsys):
     assert row["ratio"] > 0 and (row["layers"], row["density"], row["threads"]) == (2, 0.2, 1)
     out = capsys.readouterr().out
     assert f"{row['ratio']}x" in out and "aten::addmm" in out
+
+
+def test_optim(results, monkeypatch, capsys):
+    call(monkeypatch, optim, "--weights", "8000", "--threads", "1", "--rounds", "3", "--save")
+    got = rows.read("optim")
+    assert [row["op"] for row in got] == ["fused_sgd_", "fused_adamw_"]
+    assert all(row["ratio"]["ours"] > 0 and row["ratio"]["ours, with copy"] > 0 for row in got)
+    assert capsys.readouterr().out.count("torch") >= 2
 
 
 def test_presets_runs_each_seed_once(results, monkeypatch, capsys):
