@@ -38,11 +38,20 @@ def table() -> str:
     for row in costs.values():
         setting = f"{row['model']}, batch {row['batch']}, density {row['density']}, CPU"
         lines.append(f"| {setting} | {row['dense_ms']} ms | {row['sparse_ms']} ms | {row['ratio']:.2f} |")
+    trained = {
+        tuple(row[key] for key in ("model", "density", "backward_density", "threads")): row
+        for row in rows.read("train")
+    }
+    for row in trained.values():
+        superset = "" if row["backward_density"] is None else f", backward density {row['backward_density']}"
+        setting = f"{row['model']}, batch {row['batch']}, density {row['density']}{superset}, CPU, products measured"
+        setting += f" (`bench.train`, threads: {row['threads']})"
+        lines.append(f"| {setting} | {row['dense_ms']} ms | {row['sparse_ms']} ms | {1 / row['ratio']:.2f} |")
     lines.append("| any model, GPU | - | - | not measured |")
     machines = sorted(
         {
             f"{row['machine']}, torch {row['torch']}, threads: {row['threads']}"
-            for row in [*newest.values(), *costs.values()]
+            for row in [*newest.values(), *costs.values(), *trained.values()]
         }
     )
     return "\n".join([*lines, "", f"{SOURCES} Measured on: {'; '.join(machines)}. Rows: `bench/results/`."]) + "\n"
