@@ -20,8 +20,41 @@ SOURCES = (
 )
 
 
+KERNEL_PEERS = ("dense", "torch CSR", "SparseProp")
+
+
+def product(row: dict) -> str:
+    """What a row of ``bench.cpu`` multiplies."""
+    if row["op"] == "sparse_linear":
+        what = f"`sparse_linear` {row['outputs']}x{row['inputs']}, batch {row['batch']}"
+    else:
+        kernel, size = row["kernel"], row["size"]
+        what = f"`sparse_conv2d` {kernel}x{kernel}, {row['inputs']} to {row['outputs']}, {size}x{size}, batch {row['batch']}"
+    return what + ", forward and backward" * row["backward"] + f", {row['threads']} threads"
+
+
+def faster(row: dict) -> str:
+    """How many times faster ours is than each peer in its best layout; below 1 we lose."""
+    best = [[r for name, r in row["ratio"].items() if name.partition(",")[0] == peer] for peer in KERNEL_PEERS]
+    return " / ".join(f"{min(ratios):.1f}" if ratios else "-" for ratios in best)
+
+
+def kernels(measured: list[dict]) -> list[str]:
+    """The products on a CPU, a line per shape and a column per sparsity."""
+    newest = {(product(row), row["sparsity"]): faster(row) for row in measured}
+    sparsities = sorted({sparsity for _, sparsity in newest})
+    head = [
+        f"CPU kernels, times faster than {' / '.join(KERNEL_PEERS)} (-: not measured)",
+        *(f"{s:.0%} zeros" for s in sparsities),
+    ]
+    lines = [head, ["---"] * len(head)]
+    for name in dict.fromkeys(name for name, _ in newest):
+        lines.append([name, *(newest.get((name, sparsity), "-") for sparsity in sparsities)])
+    return ["", *(f"| {' | '.join(cells)} |" for cells in lines)] if newest else []
+
+
 def table() -> str:
-    """The newest row of each preset, and of the cost of a step."""
+    """The newest row of each preset, of the cost of a step, and of each product on a CPU."""
     newest = {row["preset"]: row for row in rows.read("presets")}
     lines = ["| test accuracy, % | weights left | ours, mean ± std | seeds | published |", "|---|---|---|---|---|"]
     for row in newest.values():
@@ -48,10 +81,12 @@ def table() -> str:
         setting += f" (`bench.train`, threads: {row['threads']})"
         lines.append(f"| {setting} | {row['dense_ms']} ms | {row['sparse_ms']} ms | {1 / row['ratio']:.2f} |")
     lines.append("| any model, GPU | - | - | not measured |")
+    measured = [row for row in rows.read("cpu") if row["op"] in ("sparse_linear", "sparse_conv2d")]
+    lines += kernels(measured)
     machines = sorted(
         {
             f"{row['machine']}, torch {row['torch']}, threads: {row['threads']}"
-            for row in [*newest.values(), *costs.values(), *trained.values()]
+            for row in [*newest.values(), *costs.values(), *trained.values(), *measured]
         }
     )
     return "\n".join([*lines, "", f"{SOURCES} Measured on: {'; '.join(machines)}. Rows: `bench/results/`."]) + "\n"

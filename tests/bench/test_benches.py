@@ -134,3 +134,20 @@ def test_table_shows_the_newest_rows(results):
     assert "98.00 ± 0.10 (dense twin 98.50) | 2 |" in table and "90.00" not in table
     readme = "a\n<!-- table: python -m bench.tables -->\nstale\n<!-- end of table -->\nb\n"
     assert "stale" not in tables.insert(readme) and tables.insert(readme).endswith("<!-- end of table -->\nb\n")
+
+
+def test_table_of_kernels_shows_the_best_of_layouts_and_what_is_missing():
+    setting = {"op": "sparse_linear", "outputs": 8, "inputs": 4, "batch": 2, "backward": False, "threads": 2}
+    old = setting | {"sparsity": 0.9, "ratio": {"dense": 9.0}}
+    new = setting | {
+        "sparsity": 0.9,
+        "ratio": {"ours, other": 1.1, "dense": 2.0, "dense, other": 0.84, "SparseProp": 3.0},
+    }
+    other = setting | {"sparsity": 0.8, "batch": 1, "ratio": {"dense": 1.0, "torch CSR": 4.0}}
+    assert tables.kernels([old, new, other])[1:] == [
+        "| CPU kernels, times faster than dense / torch CSR / SparseProp (-: not measured) | 80% zeros | 90% zeros |",
+        "| --- | --- | --- |",
+        "| `sparse_linear` 8x4, batch 2, 2 threads | - | 0.8 / - / 3.0 |",
+        "| `sparse_linear` 8x4, batch 1, 2 threads | 1.0 / 4.0 / - | - |",
+    ]
+    assert tables.kernels([]) == []
