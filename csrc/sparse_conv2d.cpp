@@ -1,12 +1,15 @@
 // sparse_conv2d: direct convolution with the nonzeros of a packed weight, sums in fp32 (fp64 for fp64).
 //
-// A band of output rows is computed from a copy of the input under it, padding resolved, in which a tap of the kernel is
-// a fixed distance: per nonzero one broadcast and a fused multiply-add for each of up to 8 vectors of sums in registers.
+// A band of output rows is computed from a copy of the input under it, padding resolved, in which a tap of the kernel
+// is a fixed distance: per nonzero one broadcast and a fused multiply-add for each of up to 8 vectors of sums.
 // The lanes of a vector are either pixels of one image that lie side by side, or one pixel of as many images (small
-// images, large batches). Every sum runs over the nonzeros of its row in order, whatever the layout and the threads.
+// images, large batches); then every row of the weight visits a few channels, which fit into level 1 cache or little
+// more, before any visits the next ones. Every sum runs over the nonzeros of its row in order, whatever the threads.
 #include "sparse_conv2d.h"
 
 #ifndef ISA
+#include <atomic>
+
 #include "op.h"
 
 namespace {
@@ -14,6 +17,8 @@ namespace {
 using torch::headeronly::MemoryFormat;
 
 constexpr int64_t BUDGET = 1 << 20;  // bytes of a band's copy, where more than one row fits: level 2 cache
+constexpr int64_t BLOCK = 1 << 16;   // bytes of it that a row of the weight visits before the next row does
+constexpr double FEWEST = 16;        // nonzeros that it must find there, on average
 
 // PyTorch's suggest_memory_format: strides of channels_last, ambiguous ones not.
 bool channels_last(const Tensor& x) {
@@ -51,26 +56,27 @@ struct Call {
 std::vector<int64_t> taps_of(const Call& call, const std::vector<int64_t>* phases, int64_t plane, int64_t rows,
                              int64_t pitch) {
   std::vector<int64_t> taps;
-  for (int64_t c = 0; c < call.shape[1]; c++) {
-    for (int64_t h = 0; h < call.shape[2]; h++) {
-      for (int64_t w = 0; w < call.shape[3]; w++) {
-        int64_t at[2] = {h * call.dilation[0], w * call.dilation[1]}, phase[2];
-        for (int d = 0; d < 2; d++) {
-          phase[d] = std::find(phases[d].begin(), phases[d].end(), at[d] % call.stride[d]) - phases[d].begin();
-        }
-        int64_t image = phase[0] * int64_t(phases[1].size()) + phase[1];
-        taps.push_back(c * plane + (image * rows + at[0] / call.stride[0]) * pitch + at[1] / call.stride[1]);
+  for (int64_t h = 0; h < call.shape[2]; h++) {
+    for (int64_t w = 0; w < call.shape[3]; w++) {
+      int64_t at[2] = {h * call.dilation[0], w * call.dilation[1]}, phase[2];
+      for (int d = 0; d < 2; d++) {
+        phase[d] = std::find(phases[d].begin(), phases[d].end(), at[d] % call.stride[d]) - phases[d].begin();
       }
+      int64_t image = phase[0] * int64_t(phases[1].size()) + phase[1];
+      taps.push_back((image * rows + at[0] / call.stride[0]) * pitch + at[1] / call.stride[1]);
     }
   }
+  int64_t window = taps.size();
+  taps.resize(call.shape[1] * window);
+  for (int64_t k = window; k < int64_t(taps.size()); k++) taps[k] = taps[k - window] + plane;
   return taps;
 }
 
 template <class X> void convolve(const Call& call) {
   using A = std::conditional_t<std::is_same_v<X, double>, double, float>;
   const Tensor &x = call.x, &y = call.y;
-  SparseConv<X, A> op{in<X>(x), out<X>(y), in<A>(call.values), call.bias ? in<A>(*call.bias) : nullptr, nullptr,
-                      in<int64_t>(call.offsets)};
+  SparseConv<X, A> op{in<X>(x), out<X>(y), in<A>(call.values), call.bias ? in<A>(*call.bias) : nullptr};
+  const int64_t *offsets = in<int64_t>(call.offsets);
   for (int d = 0; d < 4; d++) {
     op.x_sizes[d] = x.size(d), op.x_strides[d] = x.stride(d), op.y_sizes[d] = y.size(d), op.y_strides[d] = y.stride(d);
   }
@@ -98,7 +104,7 @@ template <class X> void convolve(const Call& call) {
 
   int64_t unit = op.images ? lanes : 1, units = ceil_div(batch, unit), threads = torch::stable::get_num_threads();
   int64_t row_bytes = channels * op.n_phases[0] * op.n_phases[1] * op.pitch * unit * sizeof(A);
-  op.band = op.direct ? 1 : std::clamp<int64_t>(BUDGET / row_bytes - below, 1, height);
+  op.band = op.direct ? 1 : std::clamp<int64_t>(BUDGET * (op.images ? 2 : 1) / row_bytes - below, 1, height);
   if (units % threads != 0 && units < 8 * threads) op.band = std::min(op.band, ceil_div(height, threads));
   op.band = ceil_div(height, ceil_div(height, op.band));
   op.rows = op.band + below;
@@ -111,28 +117,48 @@ template <class X> void convolve(const Call& call) {
   auto places = torch::stable::new_empty(call.columns, {call.columns.numel()});
   int32_t* place = out<int32_t>(places);
   const int32_t* column = in<int32_t>(call.columns);
-  for (int64_t o = 0; o < out_channels; o++) {
-    int64_t group = o / (out_channels / call.groups) * call.shape[1] * plane;
-    for (int64_t k = op.offsets[o]; k < op.offsets[o + 1]; k++) {
-      STD_TORCH_CHECK(column[k] >= 0 && column[k] < int64_t(taps.size()), "sparse_conv2d: want columns from 0 to ",
-                      int64_t(taps.size()) - 1, "; got ", column[k]);
-      place[k] = int32_t((group + taps[column[k]]) * unit);
+  // channels that share a visit: their part of the copy under 8 vectors of sums is little more than level 1 cache
+  int64_t high = std::clamp<int64_t>(8 / width, 1, height) + below, window = call.shape[2] * call.shape[3];
+  int64_t channel_bytes = op.n_phases[0] * op.n_phases[1] * high * op.pitch * unit * sizeof(A);
+  double per_channel = double(offsets[out_channels]) / (out_channels * call.shape[1]);  // nonzeros of a row
+  int64_t together = std::clamp<double>(FEWEST / std::max(per_channel, 1e-9), double(BLOCK) / channel_bytes, 1e9) + 1;
+  op.blocks = !op.images ? 1 : std::max<int64_t>((call.shape[1] + together / 2) / together, 1);
+  std::vector<int64_t> bounds(out_channels * op.blocks + 1, offsets[out_channels]);
+  std::atomic<int32_t> outside{0};
+  parallel_for(0, out_channels, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t o = begin; o < end; o++) {
+      int64_t group = o / (out_channels / call.groups) * call.shape[1] * plane;
+      for (int64_t k = offsets[o]; k < offsets[o + 1]; k++) {
+        if (column[k] < 0 || column[k] >= int64_t(taps.size())) {
+          outside = column[k];
+          return;
+        }
+        place[k] = int32_t((group + taps[column[k]]) * unit);
+      }
+      for (int64_t b = 0, k = offsets[o]; b < op.blocks; b++) {
+        bounds[o * op.blocks + b] = k;
+        int32_t limit = int32_t((b + 1) * call.shape[1] / op.blocks * window);
+        k = std::lower_bound(column + k, column + offsets[o + 1], limit) - column;
+      }
     }
-  }
-  op.places = place;
+  });
+  STD_TORCH_CHECK(outside == 0, "sparse_conv2d: want columns from 0 to ", int64_t(taps.size()) - 1, "; got ",
+                  outside.load());
+  op.places = place, op.bounds = bounds.data();
   std::vector<int64_t> first(parts + 1, out_channels);  // of the weight's rows in each part: as many nonzeros
   for (int64_t p = 0; p < parts; p++) {
-    int64_t share = op.offsets[out_channels] * p / parts;
-    first[p] = p ? std::lower_bound(op.offsets, op.offsets + out_channels, share) - op.offsets : 0;
+    int64_t share = offsets[out_channels] * p / parts;
+    first[p] = p ? std::lower_bound(offsets, offsets + out_channels, share) - offsets : 0;
   }
 
   int64_t tasks = units * bands * parts, workers = std::min(threads, tasks);
   // the last vectors may read past the end
   int64_t size = op.direct ? 0 : ceil_div(plane * channels, lanes) * lanes * unit + 8 * lanes;
-  A* copies = scratch<A>(workers * size);
+  int64_t rows = op.blocks == 1 ? lanes : out_channels, room = size + rows * 8 * lanes;  // of the weight, with sums
+  A* copies = scratch<A>(workers * room);
   parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; worker++) {
-      A* copy = copies + worker * size;
+      A *copy = copies + worker * room, *sums = copy + size;
       int64_t last = -1;
       for (int64_t task = tasks * worker / workers; task < tasks * (worker + 1) / workers; task++) {
         int64_t here = task / parts, part = task % parts, u = here / bands, top = here % bands * op.band;
@@ -142,7 +168,7 @@ template <class X> void convolve(const Call& call) {
         }
         if (!op.direct && here != last) PICK(copy_band(op, u, top, copy));
         last = here;
-        PICK(convolve_band(op, u, top, inputs, first[part], first[part + 1]));
+        PICK(convolve_band(op, u, top, inputs, first[part], first[part + 1], sums));
       }
     }
   });

@@ -8,7 +8,8 @@ template <class X, class A> struct SparseConv {
   X* y;
   const A *values, *bias;
   const int32_t* places;   // where in the copy a nonzero finds its input
-  const int64_t* offsets;  // where a row of the weight begins
+  const int64_t* bounds;   // [rows of the weight, blocks] and the end: where the nonzeros of a block of channels begin
+  int64_t blocks;
   int64_t x_sizes[4], x_strides[4], y_sizes[4], y_strides[4];
   int64_t stride[2], padding[2];
   const int64_t *phases[2];  // remainders of the taps by the stride: the copy holds each as an image of stride 1
@@ -22,7 +23,7 @@ template <class X, class A> struct SparseConv {
 KERNEL(template <class A> int64_t lanes())
 KERNEL(template <class X, class A> void copy_band(const SparseConv<X, A>& op, int64_t unit, int64_t top, A* copy))
 KERNEL(template <class X, class A> void convolve_band(const SparseConv<X, A>& op, int64_t unit, int64_t top,
-                                                       const A* copy, int64_t begin, int64_t end))
+                                                       const A* copy, int64_t begin, int64_t end, A* sums))
 
 #ifdef ISA
 namespace ISA {

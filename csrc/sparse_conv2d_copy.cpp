@@ -18,14 +18,33 @@ template <class X, class A> static inline void load_block(const X* x, int64_t ap
   transpose<WIDTH<A> / 2, A>(block);
 }
 
-// One row of one channel and phase; x: its row, from: its column in x for column 0 of the copy (may be negative).
+// The columns [begin, end) of the copy whose inputs are in the row x; from: column of x for column 0 (may be negative).
+template <class X, class A>
+static inline void inside(const SparseConv<X, A>& op, const X* x, int64_t from, int64_t& begin, int64_t& end) {
+  int64_t step = op.stride[1], width = op.x_sizes[3];
+  begin = from < 0 ? least((step - 1 - from) / step, op.pitch) : 0;
+  end = x && from < width ? least((width - 1 - from) / step + 1, op.pitch) : 0;
+  if (end < begin) begin = end = 0;
+}
+
+// One row of one channel and phase; x: its row.
 template <class X, class A>
 static void copy_row(const SparseConv<X, A>& op, const X* x, int64_t count, int64_t from, A* to) {
   constexpr int W = WIDTH<A>;
   int64_t step = op.stride[1], apart = op.x_strides[0], across = op.x_strides[3], unit = op.images ? W : 1;
-  int64_t q = from < 0 ? least((step - 1 - from) / step, op.pitch) : 0;
-  int64_t last = x && from < op.x_sizes[3] ? least((op.x_sizes[3] - 1 - from) / step + 1, op.pitch) : 0;
-  if (last < q) last = q = 0;
+  int64_t width = op.x_sizes[3];
+  bool near = -W <= from && from <= 0 && width - from <= op.pitch && op.pitch <= width - from + W;
+  // a whole row between narrow pads: the inputs overwrite what is zeroed too much
+  if (x && near && !op.images && step == 1 && across == 1 && width >= W) {
+    store(to, Vec<A>{});
+    store(to + op.pitch - W, Vec<A>{});
+    to -= from;
+    for (int64_t q = 0; q + W <= width; q += W) store(to + q, load_wide<X, A>(x + q));
+    if (width % W) store(to + width - W, load_wide<X, A>(x + width - W));
+    return;
+  }
+  int64_t q, last;
+  inside(op, x, from, q, last);
   bool narrow_pads = q * unit <= W && (op.pitch - last) * unit <= W && op.pitch * unit >= W;
   if (narrow_pads) {  // the inputs then overwrite what is zeroed too much
     store(to, Vec<A>{});
@@ -57,25 +76,24 @@ static void copy_row(const SparseConv<X, A>& op, const X* x, int64_t count, int6
 template <class X, class A>
 static void copy_channels(const SparseConv<X, A>& op, const X* x, int64_t from, int64_t plane, A* to) {
   constexpr int W = WIDTH<A>;
-  int64_t step = op.stride[1] * op.x_strides[3], wide = op.images ? 1 : W, unit = op.images ? W : 1;
-  int64_t apart = op.images ? op.x_strides[0] : step;
-  for (int64_t q = 0; q < op.pitch; q += wide) {
-    int64_t w = from + q * op.stride[1], end = w + (wide - 1) * op.stride[1];
-    Vec<A> block[W] = {};
-    if (x && w >= 0 && end < op.x_sizes[3] && q + wide <= op.pitch) {
-      load_block<X, A>(x + w * op.x_strides[3], apart, block);
+  int64_t step = op.stride[1], apart = step * op.x_strides[3], unit = op.images ? W : 1;
+  int64_t begin, end;
+  inside(op, x, from, begin, end);
+  for (int c = 0; c < W; c++) {
+    memset(to + c * plane, 0, begin * unit * sizeof(A));
+    memset(to + c * plane + end * unit, 0, (op.pitch - end) * unit * sizeof(A));
+  }
+  const X* pixel = begin < end ? x + (from + begin * step) * op.x_strides[3] : nullptr;
+  bool blocks = op.images || end - begin >= W;
+  for (int64_t q = begin, many = op.images ? 1 : W; blocks && q < end; q += many) {
+    if (q + many > end) q = end - many;  // the last block begins earlier
+    Vec<A> block[W];
+    load_block<X, A>(pixel + (q - begin) * apart, op.images ? op.x_strides[0] : apart, block);
 #pragma GCC unroll 16
-      for (int i = 0; i < W; i++) store(to + i * plane + q * unit, block[i]);
-      continue;
-    }
-    for (int64_t i = 0; i < wide && q + i < op.pitch; i++, w += op.stride[1]) {  // some of the pixels, or only zeros
-      bool inside = x && w >= 0 && w < op.x_sizes[3];
-      if (op.images) {
-        for (int c = 0; c < W; c++) store(to + c * plane + q * unit, Vec<A>{});
-      } else {
-        for (int c = 0; c < W; c++) to[c * plane + q + i] = inside ? widen(x[w * op.x_strides[3] + c]) : 0;
-      }
-    }
+    for (int i = 0; i < W; i++) store(to + i * plane + q * unit, block[i]);
+  }
+  for (int64_t q = begin; !blocks && q < end; q++, pixel += apart) {
+    for (int c = 0; c < W; c++) to[c * plane + q] = widen(pixel[c]);
   }
 }
 

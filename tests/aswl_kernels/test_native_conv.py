@@ -75,6 +75,20 @@ def test_geometry_of_larger_images(batch, geometry):
         )
 
 
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("size, groups", [((4, 4), 1), ((8, 8), 1), ((5, 3), 2)], ids=str)
+def test_blocks_of_channels(size, groups, dtypes):
+    x, weight = randn((17, 150, *size), dtypes[0]), sparse_weight((36, 150 // groups, 3, 3), 0.3, dtypes[1])
+    weight[3] = 1
+    assert_convolves(x, weight, randn(36, dtypes[0]), padding=1, groups=groups)
+    assert_convolves(x.contiguous(memory_format=torch.channels_last), weight, padding=1, groups=groups)
+    packed = pack(weight)
+    torch.set_num_threads(1)
+    one = sparse_conv2d(x, packed, padding=1, groups=groups)
+    torch.set_num_threads(3)
+    assert torch.equal(sparse_conv2d(x, packed, padding=1, groups=groups), one)
+
+
 def test_depthwise():
     assert_convolves(randn((17, 33, 9, 9), torch.float32), sparse_weight((33, 1, 3, 3), 0.5), groups=33, padding=1)
     assert_convolves(randn((1, 33, 40, 40), torch.float32), sparse_weight((66, 1, 5, 5), 0.5), groups=33, stride=2)
