@@ -10,8 +10,9 @@ FLOOR = 0.01  # smallest attention, and smallest kept fraction, of the paper's m
 
 
 def pruning_ratio(attention: Tensor, alpha: float) -> Tensor:
-    """p = clip((1 - a)^alpha, 0, 0.99), differentiable (arXiv 2111.02399)."""
-    return (1 - attention).clamp(min=0).pow(alpha).clamp(max=1 - FLOOR)
+    """p = clip((1 - a)^alpha, 0, 0.99), differentiable at a = 1, too, where training starts (arXiv 2111.02399)."""
+    ratio = torch.where(attention > 1, 0, 1 - attention).pow(alpha)  # at a bound clamp has no gradient in torch 2.15
+    return torch.where(ratio > 1 - FLOOR, 1 - FLOOR, ratio)
 
 
 def attention_of(density: Tensor, alpha: float) -> Tensor:

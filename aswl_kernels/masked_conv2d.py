@@ -7,10 +7,9 @@ from aswl_kernels import native, reference
 from aswl_kernels._checks import check_operands, check_scalar, to_autocast
 from aswl_kernels._conv import Size, prepare
 from aswl_kernels._library import LIBRARY, define, vmap_by
-from aswl_kernels.adjoint import adjoint_op
 from aswl_kernels.gate import Gate, gate_op
 from aswl_kernels.masked_linear import kept, restrict, unfold, unfold_gradients
-from aswl_kernels.sparse_conv2d import sparse_conv2d_op
+from aswl_kernels.sparse_conv2d import input_gradient, sparse_conv2d_op, turned_padding
 
 
 def masked_conv2d(
@@ -75,8 +74,8 @@ class _MaskedConv2d(torch.autograd.Function):
         x, weight, _, _, bias = saved
         stride, padding, dilation, groups = ctx.geometry
         needs_x, needs_weight, _, needs_attention, needs_bias, *_ = ctx.needs_input_grad
-        turned = [d * (k - 1) - p for d, k, p in zip(dilation, weight.shape[2:], padding)]
-        sparse_x = needs_x and packed and stride == [1, 1] and min(turned) >= 0 and not torch.is_grad_enabled()
+        turned = turned_padding(weight.shape, stride, padding, dilation)
+        sparse_x = needs_x and packed and turned is not None and not torch.is_grad_enabled()
         dense_x, needs_bias_sum = needs_x and not sparse_x, bias is not None and (needs_bias or needs_attention)
         needs = [dense_x, needs_weight or needs_attention, needs_bias_sum]
         folded = unfold(saved, ctx.scaled) if dense_x else weight  # whose values then do not matter
@@ -84,9 +83,7 @@ class _MaskedConv2d(torch.autograd.Function):
             grad, x, folded.to(x.dtype), weight.shape[:1], stride, padding, dilation, False, [0, 0], groups, needs
         )
         if sparse_x:
-            adjoint = adjoint_op(*packed, weight.shape, groups)
-            shape = [x.shape[1], weight.shape[0] // groups, *weight.shape[2:]]
-            x_grad = sparse_conv2d_op(grad, *adjoint, shape, None, stride, turned, dilation, groups)
+            x_grad = input_gradient(grad, packed, weight.shape, turned, dilation, groups)
         if folded_grad is not None:
             folded_grad = restrict(folded_grad, weight, learnable)
         gradients = unfold_gradients(ctx, saved, folded_grad, bias_grad if needs[2] else None)

@@ -9,10 +9,8 @@ from aswl_kernels._library import LIBRARY, define, vmap_by
 from aswl_kernels.adjoint import adjoint_op
 from aswl_kernels.gate import Gate, attention_gradient, gate_op
 from aswl_kernels.pack import pack_op
-from aswl_kernels.sampled_product import sampled_product_op
+from aswl_kernels.sampled_product import FEW, sampled_product_op
 from aswl_kernels.sparse_linear import sparse_linear_op
-
-FEW = 0.25  # share of the weights up to which single elements of the weight gradient cost less than all of it
 
 
 def masked_linear(

@@ -7,7 +7,9 @@ from aswl_kernels import reference
 from aswl_kernels._checks import check_operands, to_autocast, want
 from aswl_kernels._library import define, vmap_by
 from aswl_kernels._packed import check_indices
+from aswl_kernels.adjoint import adjoint_op
 from aswl_kernels.pack import PackedWeight, gather, scatter
+from aswl_kernels.sampled_product import FEW, sampled_product_op
 
 
 def sparse_linear(x: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tensor:
@@ -49,11 +51,15 @@ class _SparseLinear(torch.autograd.Function):
         x, values, columns, offsets = ctx.saved_tensors
         rows, inputs = (torch.atleast_2d(t).flatten(0, -2) for t in (grad, x))
         x_grad = values_grad = None
-        if ctx.needs_input_grad[0]:
-            dense = scatter(values, columns, offsets, (grad.shape[-1], x.shape[-1]))
-            x_grad = grad @ dense.to(grad.dtype)
+        shape = (grad.shape[-1], x.shape[-1])
+        if ctx.needs_input_grad[0] and torch.is_grad_enabled():  # for a second derivative
+            x_grad = grad @ scatter(values, columns, offsets, shape).to(grad.dtype)
+        elif ctx.needs_input_grad[0]:
+            x_grad = sparse_linear_op(grad, *adjoint_op(values, columns, offsets, shape, 1), None)
         if ctx.needs_input_grad[1]:
-            values_grad = gather(rows.mT @ inputs, columns, offsets).to(values.dtype)
+            few = len(columns) < FEW * shape[0] * shape[1] and not torch.is_grad_enabled()
+            weight_grad = sampled_product_op(rows, inputs, columns, offsets) if few else rows.mT @ inputs
+            values_grad = gather(weight_grad, columns, offsets).to(values.dtype)
         return x_grad, values_grad, None, None, rows.sum(0) if ctx.needs_input_grad[4] else None
 
 

@@ -5,7 +5,9 @@ from collections.abc import Callable
 
 
 def interleaved(variants: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each variant in each round, the variants taking turns; short ones are repeated to 2 ms."""
+    """Milliseconds of each variant in each round, the variants taking turns, each after a call of its own that is not
+    counted (or it would pay for the caches that another one has emptied); short ones are repeated to 2 ms.
+    """
     repeats = {}
     for name, f in variants.items():
         begin = time.perf_counter()
@@ -14,6 +16,7 @@ def interleaved(variants: dict[str, Callable], rounds: int) -> dict[str, list[fl
     times = {name: [] for name in variants}
     for _ in range(rounds):
         for name, f in variants.items():
+            f()
             begin = time.perf_counter()
             for _ in range(repeats[name]):
                 f()

@@ -23,8 +23,9 @@ def convolve(geometry):
 def counted(monkeypatch):
     """The packed operators that are called from here on."""
     calls = []
-    for masked, name in (("masked_linear", "sparse_linear_op"), ("masked_conv2d", "sparse_conv2d_op")):
-        module = importlib.import_module(f"aswl_kernels.{masked}")  # the package's attribute is the function
+    users = {"sparse_linear_op": ["masked_linear"], "sparse_conv2d_op": ["masked_conv2d", "sparse_conv2d"]}
+    for name, user in ((name, user) for name, users_of in users.items() for user in users_of):
+        module = importlib.import_module(f"aswl_kernels.{user}")  # the package's attribute is the function
         op = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *args, op=op, name=name: (calls.append(name), op(*args))[1])
     return calls
