@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from aswl_kernels import PackedWeight, pack, sparse_linear
 from bench import peers
-from bench.suite import SPARSITIES, Variants, check, gradients, sparse, suite
+from bench.suite import SPARSITIES, Variants, check, gradients, near, sparse, suite
 
 SHAPES = ((4096, 4096, 256), (2048, 512, 512), (4096, 4096, 1))
 SETTINGS = [
@@ -53,7 +53,7 @@ def both_ways(x: torch.Tensor, columns: torch.Tensor, weight: torch.Tensor, bias
     at_nonzeros = {"ours", "SparseProp"}
     for names, want in ((at_nonzeros, weight_grad[weight != 0]), (made.keys() - at_nonzeros, weight_grad)):
         for name in names & made.keys():
-            torch.testing.assert_close(made[name]()[1].double(), want, rtol=1e-3, atol=1e-3)
+            near(made[name]()[1], want)
     check({name: lambda f=f: f()[0] for name, f in made.items()}, wide @ weight.double())
     return made
 

@@ -62,8 +62,8 @@ def main() -> None:
         f"C++ library: {native.detail}; {args.threads} threads; in turns with ours, median of {args.rounds}: x = ours faster"
     )
     print("SparseProp: " + ("installed" if SPARSEPROP else "not installed, left out (pip install 'aswl[bench]')"))
-    results = []
     for op in args.only or SUITES:
+        results = []
         for setting in SUITES[op].SETTINGS:
             with torch.set_grad_enabled(setting.get("backward", False)):
                 times = interleaved(SUITES[op].variants(**setting), args.rounds)
@@ -71,8 +71,8 @@ def main() -> None:
             print(line(row), flush=True)
             machine = {"threads": args.threads, "isa": native.detail, "rounds": args.rounds}
             results.append(row | machine)
-    if args.save:
-        print(rows.append("cpu", results))
+        if args.save:
+            print(rows.append("cpu", results))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ def append(claim: str, rows: list[dict[str, Any]]) -> Path:
     """Append ``rows`` to ``bench/results/<claim>.jsonl``, each with machine, versions, commit and date."""
     git = ["git", "-C", str(RESULTS.parent)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
+    changed = subprocess.run(
+        [*git, "status", "--porcelain", "-uno", ":/", ":(exclude)results"], capture_output=True, text=True, check=False
+    )
     context = {
         "machine": cpu_name(),
         "python": platform.python_version(),

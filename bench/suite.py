@@ -25,6 +25,12 @@ def exact(got: Tensor, want: Tensor) -> None:
     torch.testing.assert_close(got, want, rtol=0, atol=0)
 
 
+def near(got: Tensor, want: Tensor) -> None:
+    """Refuse to time what is off by more than a thousandth of the largest exact value."""
+    error, scale = (got - want).abs().max().item(), want.abs().max().item()
+    assert error <= 1e-3 * scale, f"never time a wrong answer: error {error}, largest value {scale}"
+
+
 def outputs(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (result,) if isinstance(result, Tensor) else tuple(result)
 

@@ -78,7 +78,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <class X> bool blocks_pay(const SparseLinear<X>& op) {
   double nonzeros = double(op.offsets[op.out]), density = nonzeros / op.out / op.in;
-  return op.batch > 2 * PICK(tile_size<Sum<X>>()) && op.in >= 2 * BLOCK && nonzeros < 0x1p31 &&
+  return op.batch > 2 * PICK(tile_size<Sum<X>>()) && op.in >= 4 * BLOCK && nonzeros < 0x1p31 &&
          density * BLOCK >= FEWEST && density <= DENSEST;  // at most, the moved nonzeros of a panel are as large as x
 }
 

@@ -106,7 +106,7 @@ def test_sparse_linear_of_any_shape(batch, inputs, outputs, density, dtypes):
 
 @pytest.mark.parametrize("dtypes", DTYPES)
 @pytest.mark.parametrize(
-    "batch, inputs, outputs", [(129, 512, 16), (200, 700, 35), (260, 1025, 300), (1100, 2100, 530)]
+    "batch, inputs, outputs", [(129, 1024, 16), (200, 1030, 35), (260, 1025, 300), (1100, 2100, 530)]
 )
 def test_sparse_linear_by_blocks_of_inputs(batch, inputs, outputs, dtypes):
     x, bias = randn((batch, inputs), dtypes[0]), randn(outputs, dtypes[0])
@@ -119,7 +119,7 @@ def test_sparse_linear_by_blocks_of_inputs(batch, inputs, outputs, dtypes):
 
 @pytest.mark.skipif(not native.AVAILABLE, reason="the public function refuses them before")
 def test_sparse_linear_of_columns_in_any_order():
-    x, packed = randn((150, 600), torch.float32), pack(sparse_weight(40, 600, 0.15))
+    x, packed = randn((150, 1100), torch.float32), pack(sparse_weight(40, 1100, 0.15))
     turned = [slice(begin, end) for begin, end in packed.offsets.unfold(0, 2, 1)]
     values, columns = (torch.cat([t[row].flip(0) for row in turned]) for t in (packed.values, packed.columns))
     got = torch.ops.aswl.sparse_linear(x, values, columns, packed.offsets, None)
@@ -132,13 +132,13 @@ def test_sparse_linear_uses_no_padding():
     assert y[[0, 3]].isfinite().all() and y[[1, 2, 4, 5]].isnan().any(1).all()
 
 
-@pytest.mark.parametrize("column", [-1, 600, 2**31 - 1])
+@pytest.mark.parametrize("column", [-1, 1100, 2**31 - 1])
 @pytest.mark.skipif(not native.AVAILABLE, reason="the reference has PyTorch's own errors")
 def test_sparse_linear_by_blocks_refuses_columns_outside(column):
-    packed = pack(sparse_weight(40, 600, 0.15))
+    packed = pack(sparse_weight(40, 1100, 0.15))
     columns = packed.columns.index_fill(0, torch.tensor([1000]), column)
-    with pytest.raises(RuntimeError, match="want columns from 0 to 599"):
-        torch.ops.aswl.sparse_linear(torch.ones(150, 600), packed.values, columns, packed.offsets, None)
+    with pytest.raises(RuntimeError, match="want columns from 0 to 1099"):
+        torch.ops.aswl.sparse_linear(torch.ones(150, 1100), packed.values, columns, packed.offsets, None)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 100])
