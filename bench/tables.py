@@ -34,9 +34,13 @@ def product(row: dict) -> str:
 
 
 def faster(row: dict) -> str:
-    """How many times faster ours is than each peer in its best layout; below 1 we lose."""
-    best = [[r for name, r in row["ratio"].items() if name.partition(",")[0] == peer] for peer in KERNEL_PEERS]
-    return " / ".join(f"{min(ratios):.1f}" if ratios else "-" for ratios in best)
+    """How many times faster ours is than each peer, all in their best layouts; below 1 we lose."""
+
+    def times(kind: str) -> list[float]:
+        return [ratio for name, ratio in row["ratio"].items() if name.partition(",")[0] == kind]
+
+    ours = min([1.0, *times("ours")])
+    return " / ".join(f"{min(times(peer)) / ours:.1f}" if times(peer) else "-" for peer in KERNEL_PEERS)
 
 
 def kernels(measured: list[dict]) -> list[str]:
@@ -67,9 +71,10 @@ def table() -> str:
         setting = f"`{row['command']}`, {row['model']}, {row['epochs']} epochs"
         lines.append(f"| {setting} | {left} | {ours} | {len(row['seeds'])} | {PUBLISHED.get(row['preset'], '-')} |")
     lines += ["", "| time of a training step against the dense twin's | dense | sparse | ratio |", "|---|---|---|---|"]
-    costs = {(row["model"], row["batch"], row["density"]): row for row in rows.read("step")}
+    costs = {tuple(row[key] for key in ("model", "batch", "density", "products")): row for row in rows.read("step")}
     for row in costs.values():
-        setting = f"{row['model']}, batch {row['batch']}, density {row['density']}, CPU"
+        setting = f"{row['model']}, batch {row['batch']}, density {row['density']}, CPU, {row['products']} products"
+        setting += f" (`bench.step`, threads: {row['threads']})"
         lines.append(f"| {setting} | {row['dense_ms']} ms | {row['sparse_ms']} ms | {row['ratio']:.2f} |")
     trained = {
         tuple(row[key] for key in ("model", "density", "backward_density", "threads")): row
