@@ -70,28 +70,27 @@ def table() -> str:
         ours = f"{row['mean']:.2f}{spread}{dense}"
         setting = f"`{row['command']}`, {row['model']}, {row['epochs']} epochs"
         lines.append(f"| {setting} | {left} | {ours} | {len(row['seeds'])} | {PUBLISHED.get(row['preset'], '-')} |")
-    lines += ["", "| time of a training step against the dense twin's | dense | sparse | ratio |", "|---|---|---|---|"]
-    costs = {tuple(row[key] for key in ("model", "batch", "density", "products")): row for row in rows.read("step")}
+    lines += [
+        "",
+        "| time of a whole training step (`bench.step`) against the dense twin's | dense | sparse | ratio |",
+        "|---|---|---|---|",
+    ]
+    setting = ("model", "batch", "density", "products", "backward_density", "threads")
+    costs = {tuple(row[key] for key in setting): row for row in rows.read("step")}
     for row in costs.values():
-        setting = f"{row['model']}, batch {row['batch']}, density {row['density']}, CPU, {row['products']} products"
-        setting += f" (`bench.step`, threads: {row['threads']})"
-        lines.append(f"| {setting} | {row['dense_ms']} ms | {row['sparse_ms']} ms | {row['ratio']:.2f} |")
-    trained = {
-        tuple(row[key] for key in ("model", "density", "backward_density", "threads")): row
-        for row in rows.read("train")
-    }
-    for row in trained.values():
         superset = "" if row["backward_density"] is None else f", backward density {row['backward_density']}"
-        setting = f"{row['model']}, batch {row['batch']}, density {row['density']}{superset}, CPU, products measured"
-        setting += f" (`bench.train`, threads: {row['threads']})"
-        lines.append(f"| {setting} | {row['dense_ms']} ms | {row['sparse_ms']} ms | {1 / row['ratio']:.2f} |")
+        products = "measured" if row["products"] == "auto" else row["products"]
+        what = f"{row['model']}, batch {row['batch']}, density {row['density']}{superset}, {products} products"
+        lines.append(
+            f"| {what}, CPU, {row['threads']} threads | {row['dense_ms']} ms | {row['sparse_ms']} ms | {row['ratio']:.2f} |"
+        )
     lines.append("| any model, GPU | - | - | not measured |")
     measured = [row for row in rows.read("cpu") if row["op"] in ("sparse_linear", "sparse_conv2d")]
     lines += kernels(measured)
     machines = sorted(
         {
             f"{row['machine']}, torch {row['torch']}, threads: {row['threads']}"
-            for row in [*newest.values(), *costs.values(), *trained.values(), *measured]
+            for row in [*newest.values(), *costs.values(), *measured]
         }
     )
     return "\n".join([*lines, "", f"{SOURCES} Measured on: {'; '.join(machines)}. Rows: `bench/results/`."]) + "\n"

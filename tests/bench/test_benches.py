@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from bench import cpu, optim, peers, presets, rows, step, tables, train
+from bench import cpu, optim, peers, presets, rows, step, tables
 from bench import suite as bench_suite
 
 
@@ -23,10 +23,13 @@ def call(monkeypatch, module, *args):
 
 
 def test_step(results, monkeypatch, capsys):
-    call(monkeypatch, step, "--model", "lenet300", "--batch", "4", "--rounds", "3", "--save")
-    (row,) = rows.read("step")
-    assert row["model"] == "lenet300" and row["ratio"] > 0 and row["torch"]
-    assert f"ratio {row['ratio']}" in capsys.readouterr().out
+    args = ["--batch", "4", "--densities", "0.2", "0.1", "--rounds", "3", "--threads", "1", "--parts", "--save"]
+    call(monkeypatch, step, "--model", "lenet300", "--products", "sparse", *args)
+    rare, rarer = rows.read("step")
+    assert (rare["density"], rarer["density"], rare["products"], rare["threads"]) == (0.2, 0.1, "sparse", 1)
+    assert rare["ratio"] > 0 and rare["on_sparse_products"] == rare["layers"] == 3
+    out = capsys.readouterr().out
+    assert f"{rarer['ratio']} of it" in out and "aten::addmm" in out and "aswl::sparse_linear" in out
 
 
 SMALL = {  # a setting of each operator's bench that takes a moment
@@ -70,28 +73,6 @@ def test_suites_run_under_pytest_benchmark():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "bench/bench_gate.py"]
     done = subprocess.run([*command, "--benchmark-disable"], capture_output=True, text=True, check=False)
     assert "3 passed" in done.stdout, done.stdout[-2000:]
-
-
-def test_train(results, monkeypatch, capsys):
-    monkeypatch.setattr(train, "MODELS", {"mlp": (lambda: train.mlp(12, 20, 10), (12,), 4)})
-    call(
-        monkeypatch,
-        train,
-        "--only",
-        "mlp",
-        "--densities",
-        "0.2",
-        "--rounds",
-        "3",
-        "--threads",
-        "1",
-        "--parts",
-        "--save",
-    )
-    (row,) = rows.read("train")
-    assert row["ratio"] > 0 and (row["layers"], row["density"], row["threads"]) == (2, 0.2, 1)
-    out = capsys.readouterr().out
-    assert f"{row['ratio']}x" in out and "aten::addmm" in out
 
 
 def test_optim(results, monkeypatch, capsys):
