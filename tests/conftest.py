@@ -1,6 +1,7 @@
 """Every test: one seed, one thread, the same hypothesis examples, and each device of this machine."""
 
 import os
+import signal
 import tempfile
 
 import hypothesis
@@ -11,6 +12,7 @@ hypothesis.settings.register_profile("aswl", deadline=None, derandomize=True, ma
 hypothesis.settings.load_profile("aswl")
 
 CACHE = tempfile.TemporaryDirectory()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
 os.environ["ASWL_CACHE"] = CACHE.name  # what is measured here stays here
 
 
