@@ -57,6 +57,11 @@ def attention_gradient(grad: Tensor, weight: Tensor, attention: Tensor, threshol
     return op(grad, weight, attention, threshold)
 
 
+def gate_values(weight: Tensor, attention: Tensor | None, threshold: Tensor, _: bool) -> Tensor:
+    """The operator in the place of the reference's gate, where gradients, and so ``scaled``, are no concern."""
+    return gate_op(weight, attention, threshold)
+
+
 gate_op = define("gate(Tensor weight, Tensor? attention, Tensor threshold) -> Tensor", reference.gate)
 _attention_gradient = define(
     "attention_gradient(Tensor grad, Tensor weight, Tensor attention, Tensor threshold) -> Tensor",

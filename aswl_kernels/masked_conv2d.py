@@ -7,7 +7,7 @@ from aswl_kernels import native, reference
 from aswl_kernels._checks import check_operands, check_scalar, to_autocast
 from aswl_kernels._conv import Size, prepare
 from aswl_kernels._library import LIBRARY, define, vmap_by
-from aswl_kernels.gate import Gate, gate_op
+from aswl_kernels.gate import Gate, gate_values
 from aswl_kernels.masked_linear import kept, restrict, unfold, unfold_gradients
 from aswl_kernels.sparse_conv2d import input_gradient, sparse_conv2d_op, turned_padding
 
@@ -108,9 +108,7 @@ _masked_conv2d = define(
 
 def _cpu(*args) -> Tensor:
     """The reference with the C++ gate in place of PyTorch's seven passes over the weight."""
-    return reference.masked_conv2d(
-        *args, gate=lambda weight, attention, threshold, _: gate_op(weight, attention, threshold)
-    )
+    return reference.masked_conv2d(*args, gate=gate_values)
 
 
 if native.AVAILABLE:

@@ -7,7 +7,7 @@ from aswl_kernels import native, reference
 from aswl_kernels._checks import check_operands, check_scalar, to_autocast, want
 from aswl_kernels._library import LIBRARY, define, vmap_by
 from aswl_kernels.adjoint import adjoint_op
-from aswl_kernels.gate import Gate, attention_gradient, gate_op
+from aswl_kernels.gate import Gate, attention_gradient, gate_op, gate_values
 from aswl_kernels.pack import pack_op
 from aswl_kernels.sampled_product import FEW, sampled_product_op
 from aswl_kernels.sparse_linear import sparse_linear_op
@@ -156,9 +156,7 @@ _masked_linear = define(
 
 def _cpu(*args) -> Tensor:
     """The reference with the C++ gate in place of PyTorch's seven passes over the weight."""
-    return reference.masked_linear(
-        *args, gate=lambda weight, attention, threshold, _: gate_op(weight, attention, threshold)
-    )
+    return reference.masked_linear(*args, gate=gate_values)
 
 
 if native.AVAILABLE:
