@@ -2,7 +2,6 @@
 
 import functools
 import importlib.util
-import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from aswl_kernels import native
+from aswl_kernels._triton import interpreting, unusable
 
 
 class Backend(NamedTuple):
@@ -62,12 +62,13 @@ def _triton() -> Backend:
         return Backend(False, "the package triton is not installed")
     if not torch.cuda.is_available():
         return Backend(False, f"triton {version('triton')} is installed, but there is no GPU to run it on")
-    return Backend(True, f"triton {version('triton')}")
+    reason = unusable()
+    return Backend(reason is None, reason or f"triton {version('triton')}")
 
 
 def _interpreter() -> Backend:
     if importlib.util.find_spec("triton") is None:
         return Backend(False, "the package triton is not installed")
-    if os.environ.get("TRITON_INTERPRET") != "1":
+    if not interpreting():
         return Backend(False, "TRITON_INTERPRET=1 is not set")
     return Backend(True, "TRITON_INTERPRET=1")

@@ -6,20 +6,23 @@ from torch import Tensor
 from aswl_kernels import reference
 from aswl_kernels._checks import FLOATING, check_scalar, want
 from aswl_kernels._library import LIBRARY, define, vmap_by
+from aswl_kernels._triton import serve
 
 
-def gate(weight: Tensor, attention: Tensor, threshold: Tensor) -> Tensor:
+def gate(weight: Tensor, attention: Tensor, threshold: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """``attention * weight`` where ``abs(weight) >= threshold``, else 0 (arXiv 2111.02399; ties and NaN are kept).
 
     ``weight``: floating, any shape; ``attention``, ``threshold``: one element each (0-d or [1]), on its device; the
-    comparison is in fp32. Returns the weight's shape and dtype. The gradient of the weight is straight-through
+    comparison is in fp32. Returns the weight's shape as ``dtype``, floating, by default its own: bf16 or fp16 of an
+    fp32 weight in the same pass. The gradient of the weight is straight-through
     (``attention * dy``, for kept and pruned weights), that of the attention ``sum(dy * sparse)``, summed in fp32 or
     wider; the threshold has none. Raises ``ValueError`` on another dtype, shape or device.
     """
     want(weight.dtype in FLOATING, "gate", "a floating weight", weight)
     check_scalar("gate", "attention", attention, weight)
     check_scalar("gate", "threshold", threshold, weight)
-    return Gate.apply(weight, attention, threshold, True)
+    want(dtype is None or dtype in FLOATING, "gate", "a floating dtype", dtype)
+    return Gate.apply(weight, attention, threshold, dtype, True)
 
 
 class Gate(torch.autograd.Function):
@@ -28,12 +31,12 @@ class Gate(torch.autograd.Function):
     vmap = vmap_by(reference.gate)
 
     @staticmethod
-    def forward(weight, attention, threshold, scaled):
-        return gate_op(weight, attention if scaled else None, threshold)
+    def forward(weight, attention, threshold, dtype, scaled):
+        return gate_op(weight, attention if scaled else None, threshold, dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.scaled = inputs
+        *tensors, _, ctx.scaled = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
@@ -43,10 +46,9 @@ class Gate(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             attention_grad = attention_gradient(grad, weight, attention, threshold)
         if ctx.needs_input_grad[0]:
-            weight_grad = grad
-            if ctx.scaled and attention is not None:
-                weight_grad = (attention.reshape(1) * grad).to(weight.dtype).reshape(weight.shape)
-        return weight_grad, attention_grad, None, None
+            scaled = ctx.scaled and attention is not None
+            weight_grad = (attention.reshape(1) * grad if scaled else grad).to(weight.dtype).reshape(weight.shape)
+        return weight_grad, attention_grad, None, None, None
 
 
 def attention_gradient(grad: Tensor, weight: Tensor, attention: Tensor, threshold: Tensor) -> Tensor:
@@ -57,15 +59,19 @@ def attention_gradient(grad: Tensor, weight: Tensor, attention: Tensor, threshol
     return op(grad, weight, attention, threshold)
 
 
-def gate_values(weight: Tensor, attention: Tensor | None, threshold: Tensor, _: bool) -> Tensor:
+def gate_values(weight: Tensor, attention: Tensor | None, threshold: Tensor, dtype: torch.dtype, _: bool) -> Tensor:
     """The operator in the place of the reference's gate, where gradients, and so ``scaled``, are no concern."""
-    return gate_op(weight, attention, threshold)
+    return gate_op(weight, attention, threshold, dtype)
 
 
-gate_op = define("gate(Tensor weight, Tensor? attention, Tensor threshold) -> Tensor", reference.gate)
+gate_op = define(
+    "gate(Tensor weight, Tensor? attention, Tensor threshold, ScalarType? dtype=None) -> Tensor", reference.gate
+)
+serve("gate", "gate_triton", reference.gate)
 _attention_gradient = define(
     "attention_gradient(Tensor grad, Tensor weight, Tensor attention, Tensor threshold) -> Tensor",
     reference.attention_gradient,
     lambda grad, weight, attention, threshold: torch.empty_like(attention),
 )
+serve("attention_gradient", "gate_triton", reference.attention_gradient)
 torch.library.register_vmap("aswl::attention_gradient", vmap_by(reference.attention_gradient).__func__, lib=LIBRARY)

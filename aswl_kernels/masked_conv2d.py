@@ -47,7 +47,7 @@ def masked_conv2d(
     args = (batch, weight, threshold, attention, bias, *geometry, groups, scaled)
     if packed:
         y = _KeptConv2d.apply(*args, learnable, *packed)
-    elif weight.is_cpu and learnable is None:  # PyTorch's own product, which keeps the masked weight for the backward
+    elif learnable is None:  # PyTorch's own product, which keeps the masked weight for the backward
         y = reference.masked_conv2d(*args, gate=Gate.apply)
     else:
         y = _MaskedConv2d.apply(*args, learnable)
@@ -78,9 +78,11 @@ class _MaskedConv2d(torch.autograd.Function):
         sparse_x = needs_x and packed and turned is not None and not torch.is_grad_enabled()
         dense_x, needs_bias_sum = needs_x and not sparse_x, bias is not None and (needs_bias or needs_attention)
         needs = [dense_x, needs_weight or needs_attention, needs_bias_sum]
-        folded = unfold(saved, ctx.scaled) if dense_x else weight  # whose values then do not matter
+        folded = (
+            unfold(saved, ctx.scaled, x.dtype) if dense_x else weight.to(x.dtype)
+        )  # whose values then do not matter
         x_grad, folded_grad, bias_grad = torch.ops.aten.convolution_backward.default(
-            grad, x, folded.to(x.dtype), weight.shape[:1], stride, padding, dilation, False, [0, 0], groups, needs
+            grad, x, folded, weight.shape[:1], stride, padding, dilation, False, [0, 0], groups, needs
         )
         if sparse_x:
             x_grad = input_gradient(grad, packed, weight.shape, turned, dilation, groups)

@@ -50,7 +50,7 @@ def masked_linear(
     args = (x, weight, threshold, attention, bias, scaled)
     if packed:
         return _KeptLinear.apply(*args, learnable, *packed)
-    if weight.is_cpu and learnable is None:  # PyTorch's own product, which keeps the masked weight for the backward
+    if learnable is None:  # PyTorch's own product, which keeps the masked weight for the backward
         return reference.masked_linear(*args, gate=Gate.apply)
     return _MaskedLinear.apply(*args, learnable)
 
@@ -85,7 +85,7 @@ class _MaskedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0] and packed and not torch.is_grad_enabled():
             x_grad = sparse_linear_op(grad, *adjoint_op(*packed, weight.shape, 1), None)
         elif ctx.needs_input_grad[0]:
-            x_grad = grad @ unfold(saved, ctx.scaled).to(grad.dtype)
+            x_grad = grad @ unfold(saved, ctx.scaled, grad.dtype)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
             folded_grad = _weight_gradient(rows, inputs, weight, learnable)
         if bias is not None and (ctx.needs_input_grad[4] or ctx.needs_input_grad[3]):
@@ -118,11 +118,11 @@ def restrict(grad: Tensor, weight: Tensor, learnable: Tensor | None) -> Tensor:
     return grad if learnable is None else grad.masked_fill(weight.abs().float() < learnable.float(), 0)
 
 
-def unfold(saved: tuple[Tensor | None, ...], scaled: bool) -> Tensor:
-    """The folded weight, made again for a backward from its (x, weight, threshold, attention, bias)."""
+def unfold(saved: tuple[Tensor | None, ...], scaled: bool, dtype: torch.dtype) -> Tensor:
+    """The folded weight as ``dtype``, made again for a backward from its (x, weight, threshold, attention, bias)."""
     _, weight, threshold, attention, _ = saved
     op = reference.gate if torch.is_grad_enabled() else gate_op  # a second derivative goes through PyTorch's operators
-    return op(weight, attention if scaled else None, threshold)
+    return op(weight, attention if scaled else None, threshold, dtype)
 
 
 def unfold_gradients(

@@ -23,16 +23,23 @@ def magnitude_threshold(weights: list[Tensor], keep: Tensor) -> Tensor:
     return torch.stack(thresholds) if thresholds else keep.new_empty(0, dtype=torch.float32)
 
 
-def gate(weight: Tensor, attention: Tensor | None, threshold: Tensor, scaled: bool = True) -> Tensor:
-    """attention * weight where abs(weight) >= threshold, else 0; None means 1, and so does the value if not ``scaled``."""
+def gate(
+    weight: Tensor,
+    attention: Tensor | None,
+    threshold: Tensor,
+    dtype: torch.dtype | None = None,
+    scaled: bool = True,
+) -> Tensor:
+    """attention * weight where abs(weight) >= threshold, else 0; None means 1, and so does the value if not ``scaled``;
+    as ``dtype``, None meaning the weight's.
+    """
     if attention is not None and not scaled:
         attention = attention - attention.detach() + 1
     kept = ~(weight.abs().float() < threshold.float())  # so that a NaN is kept
     sparse = weight - weight.masked_fill(kept, 0).detach()
-    if attention is None:
-        return sparse
-    folded = (attention.reshape(1) * sparse).to(weight.dtype)  # a fp32 [1] attention promotes: rounded once
-    return folded.reshape(weight.shape)  # 0-d again where it was
+    if attention is not None:
+        sparse = (attention.reshape(1) * sparse).to(weight.dtype)  # a fp32 [1] attention promotes: rounded once
+    return sparse.reshape(weight.shape).to(dtype or weight.dtype)  # 0-d again where it was
 
 
 def attention_gradient(grad: Tensor, weight: Tensor, attention: Tensor, threshold: Tensor) -> Tensor:
@@ -87,8 +94,8 @@ def _learning(weight: Tensor, learnable: Tensor | None) -> Tensor:
 def _folded(x, weight, threshold, attention, bias, scaled, gate):
     """The sparse weight and the bias, both scaled by the attention, in x's dtype."""
     if bias is not None:  # of which nothing is pruned
-        bias = gate(bias, attention, torch.zeros_like(threshold), scaled).to(x.dtype)
-    return gate(weight, attention, threshold, scaled).to(x.dtype), bias
+        bias = gate(bias, attention, torch.zeros_like(threshold), x.dtype, scaled)
+    return gate(weight, attention, threshold, x.dtype, scaled), bias
 
 
 def folded_bias(bias: Tensor | None, attention: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -53,7 +53,8 @@ EACH_DTYPE(INSTANTIATE)
 
 static constexpr int64_t CHUNK = 1 << 15;  // of one sum: fixed, so that the threads do not enter the result
 
-static Tensor gate(const Tensor& weight, std::optional<Tensor> attention, const Tensor& threshold) {
+static Tensor gate(const Tensor& weight, std::optional<Tensor> attention, const Tensor& threshold,
+                   std::optional<ScalarType> dtype) {
   auto w = weight.numel() == 0 || dense(weight) ? weight : torch::stable::clone(weight);
   auto y = torch::stable::empty_like(w);
   double a = attention ? number(*attention) : 1;
@@ -70,7 +71,7 @@ static Tensor gate(const Tensor& weight, std::optional<Tensor> attention, const 
       }
     });
   });
-  return y;
+  return dtype && *dtype != y.scalar_type() ? torch::stable::to(y, *dtype) : y;
 }
 
 static Tensor attention_gradient(const Tensor& grad, const Tensor& weight, const Tensor& attention,

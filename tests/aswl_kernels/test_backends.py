@@ -15,13 +15,14 @@ from aswl_kernels import Backend, backends
 def machine(monkeypatch):
     """Pretend: torch's CUDA version, a visible GPU, an installed triton, the interpreter's switch."""
 
-    def pretend(cuda=None, gpu=False, triton=False, interpret=None):
+    def pretend(cuda=None, gpu=False, triton=False, interpret=None, reason=None):
         monkeypatch.setattr(torch.version, "cuda", cuda)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if triton else None)
         module = sys.modules["aswl_kernels.backends"]  # the package's attribute of this name is the function
         monkeypatch.setattr(module, "version", lambda package: {"triton": "3.7.0"}[package])
+        monkeypatch.setattr(module, "unusable", lambda: reason)
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
         if interpret is not None:
             monkeypatch.setenv("TRITON_INTERPRET", interpret)
@@ -49,6 +50,11 @@ def test_gpu_machine(machine):
     assert here["cuda"] == (True, "NVIDIA H200, CUDA 13.0")
     assert here["triton"] == (True, "triton 3.7.0")
     assert here["interpreter"] == (False, "TRITON_INTERPRET=1 is not set")
+
+
+def test_a_triton_that_does_not_run_here(machine):
+    here = machine(cuda="13.0", gpu=True, triton=True, reason="triton 3.5.0 is older than 3.6")
+    assert here["triton"] == (False, "triton 3.5.0 is older than 3.6")
 
 
 def test_cuda_build_without_a_device(machine):
