@@ -1,0 +1,58 @@
+"""What the compiler makes of the Triton kernels, for GPUs that are not there."""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+NVIDIA = ("sm_80", "sm_90", "sm_100")
+
+
+def compile_for(*targets):
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "bench.kernels", "--json", "--targets", *targets]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    with ThreadPoolExecutor(2) as pool:
+        parts = list(pool.map(lambda targets: compile_for(*targets), [("sm_80", "sm_90"), ("sm_100", "gfx942")]))
+    return [row for part in parts for row in part]
+
+
+def of(rows, *ops):
+    return [row for row in rows if row["launch"].partition(",")[0] in ops]
+
+
+def test_every_kernel_compiles_for_every_target(compiled):
+    kernels = {target: [row["kernel"] for row in compiled if row["target"] == target] for target in (*NVIDIA, "gfx942")}
+    assert kernels["sm_90"] and all(names == kernels["sm_90"] for names in kernels.values())
+
+
+def test_nothing_spills_and_nothing_is_serialised(compiled):
+    assert [row for row in compiled if row["target"] == "sm_90" and (row["spills"] or row["serialized"])] == []
+
+
+def test_passes_over_weights_move_16_bytes_at_a_time(compiled):
+    for row in of(compiled, "gate", "attention_gradient"):
+        if row["target"] in NVIDIA:
+            scalars = row["load"] - row["load16"]
+            assert row["load16"] >= 8 and scalars <= 2, row
+            assert row["store16"] >= 8 or row["kernel"] == "attention_gradient_kernel", row
+
+
+def test_the_interpreter_is_refused():
+    env = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "bench.kernels"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], env=env, check=False)
+    assert done.returncode == 2 and "want TRITON_INTERPRET unset" in done.stderr
