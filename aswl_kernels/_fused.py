@@ -12,7 +12,8 @@ def check_lists(
     thresholds: list[Tensor],
     copies: list[Tensor] | None,
     grad_scale: Tensor | None,
-    pruned_gradient: float,
+    lr: float | Tensor,
+    pruned_gradient: float | Tensor,
     band: float,
     **alike: list[Tensor],
 ) -> None:
@@ -34,8 +35,22 @@ def check_lists(
             want(fits, op, "floating copies of the weights' shapes and device", weight, copies[i])
     if grad_scale is not None and weights:
         check_scalar(op, "grad_scale", grad_scale, weights[0])
-    want(0 <= pruned_gradient <= 1, op, "pruned_gradient in [0, 1]", pruned_gradient)
+    check_number(op, "lr", lr, weights)
+    check_number(op, "pruned_gradient", pruned_gradient, weights)
+    if not isinstance(pruned_gradient, Tensor):
+        want(0 <= pruned_gradient <= 1, op, "pruned_gradient in [0, 1]", pruned_gradient)
     want(0 < band < 1, op, "band in (0, 1)", band)
+
+
+def check_number(op: str, name: str, value: float | Tensor, weights: list[Tensor]) -> None:
+    """A tensor in the place of a number has one element, and is on the CPU or with the weights; its value is not read."""
+    if isinstance(value, Tensor) and weights:
+        check_scalar(op, name, value, value if value.is_cpu else weights[0])
+
+
+def parted(value: float | Tensor) -> tuple[float, Tensor | None]:
+    """An operator's two arguments for a number or the tensor that holds it."""
+    return (0.0, value) if isinstance(value, Tensor) else (value, None)
 
 
 def fake(weights: list[Tensor], *args: object) -> Tensor:

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from aswl_kernels import reference
 from aswl_kernels._checks import want
-from aswl_kernels._fused import check_lists, fake
+from aswl_kernels._fused import check_lists, check_number, fake, parted
 from aswl_kernels._library import define
 
 
@@ -13,16 +13,16 @@ def fused_adamw_(
     grads: list[Tensor],
     exp_avgs: list[Tensor],
     exp_avg_sqs: list[Tensor],
-    steps: list[float],
+    steps: list[float] | list[Tensor],
     thresholds: list[Tensor],
     *,
-    lr: float,
+    lr: float | Tensor,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float = 0.01,
     maximize: bool = False,
     decay_pruned: bool = True,
-    pruned_gradient: float = 1.0,
+    pruned_gradient: float | Tensor = 1.0,
     band: float = 0.15,
     grad_scale: Tensor | None = None,
     copies: list[Tensor] | None = None,
@@ -30,19 +30,26 @@ def fused_adamw_(
     """One step of ``torch.optim.AdamW`` on L weights in place, by masked gradients, and the sums that steer the method.
 
     ``weights``, ``grads``, ``exp_avgs``, ``exp_avg_sqs``: L floating tensors each, alike in shape, dtype and device;
-    ``steps``: L numbers, 1 for a weight's first step. The other arguments and the result are those of
-    :func:`aswl_kernels.fused_sgd_`. Raises ``ValueError`` on another dtype, shape, device or number.
+    ``steps``: L numbers, 1 for a weight's first step, or L tensors of them, which are where ``lr`` may be. The other
+    arguments and the result are those of :func:`aswl_kernels.fused_sgd_`. Raises ``ValueError`` on another dtype, shape, device or number.
     """
     op = "fused_adamw_"
     alike = {"grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
-    check_lists(op, weights, thresholds, copies, grad_scale, pruned_gradient, band, **alike)
-    want(len(steps) == len(weights) and all(step >= 1 for step in steps), op, f"{len(weights)} steps from 1 on", steps)
+    check_lists(op, weights, thresholds, copies, grad_scale, lr, pruned_gradient, band, **alike)
+    step_tensors = [step for step in steps if isinstance(step, Tensor)]
+    for step in step_tensors:
+        check_number(op, "step", step, weights)
+    numbers = [] if step_tensors else steps
+    fits = len(step_tensors or numbers) == len(weights) and all(step >= 1 for step in numbers)
+    want(fits, op, f"{len(weights)} steps from 1 on, numbers or tensors", steps)
+    (lr, lr_tensor), (pruned_gradient, pruned_gradient_tensor) = parted(lr), parted(pruned_gradient)
     return _fused_adamw(
         weights,
         grads,
         exp_avgs,
         exp_avg_sqs,
-        steps,
+        numbers,
+        step_tensors,
         thresholds,
         copies or [],
         grad_scale,
@@ -54,13 +61,16 @@ def fused_adamw_(
         decay_pruned,
         pruned_gradient,
         band,
+        lr_tensor,
+        pruned_gradient_tensor,
     )
 
 
 _fused_adamw = define(
     "fused_adamw_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, float[] steps, "
-    "Tensor[] thresholds, Tensor(d!)[] copies, Tensor? grad_scale, float lr, float beta1, float beta2, float eps, "
-    "float weight_decay, bool maximize, bool decay_pruned, float pruned_gradient, float band) -> Tensor",
+    "Tensor[] step_tensors, Tensor[] thresholds, Tensor(d!)[] copies, Tensor? grad_scale, float lr, float beta1, "
+    "float beta2, float eps, float weight_decay, bool maximize, bool decay_pruned, float pruned_gradient, float band, "
+    "Tensor? lr_tensor=None, Tensor? pruned_gradient_tensor=None) -> Tensor",
     reference.fused_adamw_,
     fake,
 )

@@ -4,7 +4,6 @@ Thresholds are compared in fp32 whatever the weight's dtype, a NaN is never prun
 pruned weight are straight-through (arXiv 2111.02399, section 3): they are those of the weight as if it were kept.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -120,8 +119,14 @@ def fused_sgd_(
     decay_pruned: bool,
     pruned_gradient: float,
     band: float,
+    lr_tensor: Tensor | None = None,
+    pruned_gradient_tensor: Tensor | None = None,
 ) -> Tensor:
-    """One step of torch.optim.SGD on every weight; ``first``: the momenta are still to be filled."""
+    """One step of torch.optim.SGD on every weight; ``first``: the momenta are still to be filled.
+
+    A tensor, where there is one, stands in the place of its number; nothing reads it on the host.
+    """
+    lr, pruned_gradient = _either(lr, lr_tensor), _either(pruned_gradient, pruned_gradient_tensor)
     statistics = []
     for i, (weight, threshold) in enumerate(zip(weights, thresholds)):
         grad, decayed, sums = _observe(weight, grads[i], threshold, grad_scale, maximize, pruned_gradient, band)
@@ -131,7 +136,7 @@ def fused_sgd_(
         if momentum != 0:
             momenta[i].copy_(grad if first else momenta[i].mul(momentum).add(grad, alpha=1 - dampening))
             grad = grad.add(momenta[i], alpha=momentum) if nesterov else momenta[i]
-        weight.add_(grad, alpha=-lr)
+        weight.sub_(lr * _wide(grad))
     return _finish(weights, thresholds, copies, statistics)
 
 
@@ -141,6 +146,7 @@ def fused_adamw_(
     exp_avgs: list[Tensor],
     exp_avg_sqs: list[Tensor],
     steps: list[float],
+    step_tensors: list[Tensor],
     thresholds: list[Tensor],
     copies: list[Tensor],
     grad_scale: Tensor | None,
@@ -153,18 +159,32 @@ def fused_adamw_(
     decay_pruned: bool,
     pruned_gradient: float,
     band: float,
+    lr_tensor: Tensor | None = None,
+    pruned_gradient_tensor: Tensor | None = None,
 ) -> Tensor:
-    """Step number ``steps[i]`` (1 is the first) of torch.optim.AdamW on every weight."""
+    """Step number ``steps[i]`` (1 is the first) of torch.optim.AdamW on every weight; tensors as in ``fused_sgd_``."""
+    lr, pruned_gradient = _either(lr, lr_tensor), _either(pruned_gradient, pruned_gradient_tensor)
+    steps = [step.double() for step in step_tensors] or steps  # 1 - beta2 ** step takes fp64
     statistics = []
     for i, (weight, threshold) in enumerate(zip(weights, thresholds)):
         grad, decayed, sums = _observe(weight, grads[i], threshold, grad_scale, maximize, pruned_gradient, band)
         statistics.append(sums)
-        weight.mul_(1 - lr * weight_decay * (1 if decay_pruned else decayed))
+        if weight_decay != 0:
+            weight.sub_(lr * weight_decay * _wide(weight if decay_pruned else weight * decayed))
         exp_avgs[i].lerp_(grad, 1 - beta1)
         exp_avg_sqs[i].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        root = exp_avg_sqs[i].sqrt() / math.sqrt(1 - beta2 ** steps[i])
-        weight.addcdiv_(exp_avgs[i], root.add_(eps), value=-lr / (1 - beta1 ** steps[i]))
+        root = _wide(exp_avg_sqs[i]).sqrt() / (1 - beta2 ** steps[i]) ** 0.5 + eps
+        weight.sub_(lr / (1 - beta1 ** steps[i]) * _wide(exp_avgs[i]) / root)
     return _finish(weights, thresholds, copies, statistics)
+
+
+def _either(number: float, tensor: Tensor | None) -> float | Tensor:
+    return number if tensor is None else tensor.reshape(())
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In fp32 or wider: a 0-d factor is rounded to the dtype of what it multiplies, a Python number is not."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _observe(weight, grad, threshold, grad_scale, maximize, pruned_gradient, band):

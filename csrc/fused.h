@@ -181,7 +181,7 @@ Tensor each_part(const std::vector<Tensor>& weights, const std::vector<Tensor>& 
   double* sums = out<double>(y);
   std::fill(sums, sums + 3 * layers, 0.0);
   if (layers == 0) return y;
-  double scale = grad_scale ? number(*grad_scale) : 1;
+  double scale = number(grad_scale, 1);
   std::vector<Writable> writable(layers);
   std::vector<Mask> masks(layers);
   by_dtype(weights[0].scalar_type(), [&](auto type) {

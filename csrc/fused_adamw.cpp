@@ -60,19 +60,22 @@ EACH_DTYPE(INSTANTIATE)
 #include <cmath>
 
 static Tensor fused_adamw(std::vector<Tensor> weights, std::vector<Tensor> grads, std::vector<Tensor> exp_avgs,
-                          std::vector<Tensor> exp_avg_sqs, std::vector<double> steps,
+                          std::vector<Tensor> exp_avg_sqs, std::vector<double> steps, std::vector<Tensor> step_tensors,
                           std::vector<Tensor> thresholds, std::vector<Tensor> copies, std::optional<Tensor> grad_scale,
                           double lr, double beta1, double beta2, double eps, double weight_decay, bool maximize,
-                          bool decay_pruned, double pruned_gradient, double band) {
+                          bool decay_pruned, double pruned_gradient, double band, std::optional<Tensor> lr_tensor,
+                          std::optional<Tensor> pruned_gradient_tensor) {
+  lr = number(lr_tensor, lr);
   std::vector<std::vector<Tensor>> states(weights.size());
   std::vector<AdamW> adamw;
   for (size_t l = 0; l < weights.size(); l++) {
     states[l] = {exp_avgs[l], exp_avg_sqs[l]};
-    adamw.push_back({1 - lr * weight_decay, 1 - beta1, beta2, lr / (1 - std::pow(beta1, steps[l])),
-                     std::sqrt(1 - std::pow(beta2, steps[l])), eps});
+    double step = step_tensors.empty() ? steps[l] : number(step_tensors[l]);
+    adamw.push_back({1 - lr * weight_decay, 1 - beta1, beta2, lr / (1 - std::pow(beta1, step)),
+                     std::sqrt(1 - std::pow(beta2, step)), eps});
   }
   return each_part(weights, grads, states, thresholds, copies, grad_scale,
-                   {pruned_gradient, band, decay_pruned, maximize},
+                   {number(pruned_gradient_tensor, pruned_gradient), band, decay_pruned, maximize},
                    [&](auto& part, const Mask& mask, int64_t layer) { PICK(fused_adamw(part, mask, adamw[layer])); });
 }
 

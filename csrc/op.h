@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <optional>
 #include <vector>
 
 #ifdef __linux__
@@ -39,6 +40,7 @@ inline double number(const Tensor& t) {
   auto wide = torch::stable::to(t, ScalarType::Double);
   return *in<double>(wide);
 }
+inline double number(const std::optional<Tensor>& t, double otherwise) { return t ? number(*t) : otherwise; }
 
 // every element once, whatever the strides; 0 and 1 are sizes without a stride
 inline bool dense(const Tensor& t) {

@@ -1,10 +1,13 @@
 """The fused optimizers: torch's steps bit for bit, masks, sums and copies against fp64, and what they refuse."""
 
+import warnings
+
 import pytest
 import torch
 from harness import assert_no_worse, layouts, masked, randn
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from aswl import attention as rules
 from aswl_kernels import fused_adamw_, fused_sgd_, native, reference
@@ -46,7 +49,7 @@ def by_reference(name, weights, grads, states, thresholds, number=1, *, lr=0.1, 
         return reference.fused_sgd_(weights, grads, states[0], thresholds, list(copies), grad_scale, *tail)
     tail = (lr, *options.get("betas", (0.9, 0.999)), options.get("eps", 1e-8), decay, maximize, *mask)
     steps = [number] * len(weights)
-    return reference.fused_adamw_(weights, grads, *states, steps, thresholds, list(copies), grad_scale, *tail)
+    return reference.fused_adamw_(weights, grads, *states, steps, [], thresholds, list(copies), grad_scale, *tail)
 
 
 def layers(sizes=(5, 70_001, 0, 1, 33), dtype=torch.float32):
@@ -177,6 +180,47 @@ def test_a_gradient_scale_divides(name):
     assert_same(twin[0], weights)
 
 
+@cases
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_numbers_in_tensors(name, options, dtype):
+    def tensor(value):
+        return torch.tensor(value, dtype=torch.float64).float()  # whatever the weights are
+
+    def call(op, tensors):
+        weights, grads, states, thresholds = clone(args)
+        number, rest = (tensor(3.0) if tensors else 3.0), options | {"decay_pruned": False}
+        rest |= {n: tensor(v) if tensors else v for n, v in (("lr", 0.125), ("pruned_gradient", 0.25))}
+        if name == "sgd":
+            return op(weights, grads, states[0], thresholds, **rest), weights, states
+        return op(weights, grads, *states, [number] * len(weights), thresholds, **rest), weights, states
+
+    args, op = layers((5, 700, 0), dtype), {"sgd": fused_sgd_, "adamw": fused_adamw_}[name]
+    if native.AVAILABLE:
+        assert_same(call(op, True), call(op, False))
+    kernel = torch.library.Library("aswl", "IMPL")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Warning only once for all operators")
+        kernel.impl(op.__name__, getattr(reference, op.__name__), "CPU", allow_override=True)
+    want = call(op, False)
+    torch.testing.assert_close(call(op, True), want)
+    kernel._destroy()
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_step_reads_no_number_on_the_host(name):
+    """What a CUDA graph captures finds new numbers at its next run: nothing is read from tensors outside of the operator."""
+
+    class Refusing(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            assert func.name() != "aten::_local_scalar_dense"
+            return func(*args, **kwargs or {})
+
+    weights, grads, states, thresholds = layers((5, 33))
+    numbers = {"lr": torch.tensor([0.1]), "pruned_gradient": torch.tensor(0.5), "grad_scale": torch.tensor(2.0)}
+    with Refusing():
+        step(name, weights, grads, states, thresholds, torch.tensor(2.0) if name == "adamw" else 2, **numbers)
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_nan_survives(name):
     weights, grads, states, thresholds = layers((40,))
@@ -230,7 +274,7 @@ def test_opcheck(device):
     tail = (True, 0.5, 0.15)
     args = (weights, grads, first, thresholds, copies, None, 0.1, 0.9, 0.0, 0.1, True, False, False, *tail)
     torch.library.opcheck(torch.ops.aswl.fused_sgd_.default, args)
-    args = (weights, grads, first, second, [1.0, 2.0], thresholds, [], torch.tensor(2.0), 0.1, 0.9, 0.99, 1e-8, 0.1)
+    args = (weights, grads, first, second, [1.0, 2.0], [], thresholds, [], torch.tensor(2.0), 0.1, 0.9, 0.99, 1e-8, 0.1)
     torch.library.opcheck(torch.ops.aswl.fused_adamw_.default, (*args, False, *tail))
 
 
@@ -266,6 +310,10 @@ W, T = torch.ones(3), torch.zeros(())
         ({"copies": [W.long()]}, "want floating copies of the weights' shapes and device; got float32[3]"),
         ({"copies": [W.to("meta")]}, "want floating copies"),
         ({"grad_scale": W}, "want grad_scale a floating 0-d or [1] tensor"),
+        ({"lr": W}, "want lr a floating 0-d or [1] tensor on cpu; got float32[3] on cpu"),
+        ({"lr": T.long()}, "want lr a floating 0-d or [1] tensor on cpu; got int64[] on cpu"),
+        ({"lr": T.to("meta")}, "want lr a floating 0-d or [1] tensor on cpu; got float32[] on meta"),
+        ({"pruned_gradient": W}, "want pruned_gradient a floating 0-d or [1] tensor"),
         ({"pruned_gradient": 1.5}, "want pruned_gradient in [0, 1]; got 1.5"),
         ({"band": 0.0}, "want band in (0, 1); got 0.0"),
     ],
@@ -280,6 +328,14 @@ def test_refuses(changes, words):
         assert str(error.value).startswith(f"{op.__name__}: want ") and words in str(error.value)
 
 
+@pytest.mark.parametrize("steps", [[W], [T.long()], [T.to("meta")]], ids=["vector", "integer", "elsewhere"])
+def test_refuses_steps(steps):
+    with pytest.raises(ValueError, match="fused_adamw_: want step a floating 0-d or .1. tensor on cpu"):
+        fused_adamw_([W.clone()], [W], [W.clone()], [W.clone()], steps, [T], lr=0.1)
+    with pytest.raises(ValueError, match="fused_adamw_: want 2 steps from 1 on, numbers or tensors"):
+        fused_adamw_([W.clone()] * 2, [W] * 2, [W.clone()] * 2, [W.clone()] * 2, [T + 1, 1.0], [T] * 2, lr=0.1)
+
+
 def test_refuses_steps_before_the_first():
-    with pytest.raises(ValueError, match=r"fused_adamw_: want 1 steps from 1 on; got \[0\]"):
+    with pytest.raises(ValueError, match=r"fused_adamw_: want 1 steps from 1 on, numbers or tensors; got \[0\]"):
         fused_adamw_([W.clone()], [W], [W.clone()], [W.clone()], [0], [T], lr=0.1)
