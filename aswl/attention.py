@@ -68,27 +68,3 @@ def share_gradient(attention: Tensor, worth: Tensor, sizes: Tensor, alpha: float
     mean, typical = (kept * worth).sum(), (kept * worth.abs()).sum()
     advantage = (worth * kept.sum() - mean) / typical.clamp(min=1e-30)
     return -density * advantage.clamp(-1, 1) / density_slope(attention, alpha)
-
-
-def share_budget(density: Tensor, sizes: Tensor, budget: int, min_keep: int) -> tuple[Tensor, Tensor]:
-    """Scale all densities by one factor so that ``budget`` weights are kept, each layer between ``min_keep`` and all.
-
-    ``density``: [L], above 0; ``sizes``: int64 [L]. Returns the scaled densities (fp64 [L]) and the kept counts (int64
-    [L]), whose sum is ``budget`` exactly wherever the layers' limits allow it. Solved in closed form: the kept total is
-    piecewise linear in the factor, with a kink where a layer meets a limit.
-    """
-    wanted, most = density.double() * sizes, sizes.double()
-    least = most.clamp(max=min_keep)
-    kinks = torch.cat([least / wanted, most / wanted]).sort().values  # [2L]
-    totals = torch.minimum(torch.maximum(kinks[:, None] * wanted, least), most).sum(1)
-    right = (totals < budget).sum(0, keepdim=True).clamp(1, len(kinks) - 1)  # the first kink at or above the budget
-    low, high = totals.gather(0, right - 1), totals.gather(0, right)  # indexing would wait for the device
-    part = ((budget - low) / (high - low).clamp(min=1e-30)).clamp(0, 1)
-    factor = torch.lerp(kinks.gather(0, right - 1), kinks.gather(0, right), part)
-    exact = torch.minimum(torch.maximum(factor * wanted, least), most)
-    keep = (exact + 1e-9 * most).floor().clamp(max=most)  # 2.9999999996 is 3
-    spare = budget - keep.sum()
-    remainder = (exact - keep).masked_fill(keep >= most, -1)
-    rank = remainder.argsort(descending=True, stable=True).argsort()
-    keep = torch.minimum(keep + (rank < spare), most)
-    return exact / most, keep.long()

@@ -19,7 +19,7 @@ from aswl.settings import Settings
 from aswl.steering import Steering
 from aswl.structure import Structure
 from aswl.summary import Summary, summarize
-from aswl_kernels import gate, magnitude_threshold
+from aswl_kernels import gate, magnitude_threshold, share_budget
 from aswl_kernels.break_even import known
 
 
@@ -161,13 +161,13 @@ class ASWL:
             keep = rules.keep_count(attention, sizes, options.alpha, options.min_keep)
         else:
             density = rules.density_of(attention.double(), options.alpha).clamp(min=1e-9)
-            density, keep = rules.share_budget(density, sizes, self._budget(), options.min_keep)
+            density, keep = share_budget(density, sizes, self._budget(), options.min_keep)
             attention = rules.attention_of(density, options.alpha)
         thresholds = magnitude_threshold([entry.weight for entry in self._structure.entries], keep)
         self._structure.store(attention, thresholds.masked_fill(keep >= sizes, 0), keep)
         if options.backward_density is not None:
             wider = max(round(options.backward_density * self._structure.total), self._budget())
-            learn = rules.share_budget(density, sizes, wider, options.min_keep)[1].maximum(keep)
+            learn = share_budget(density, sizes, wider, options.min_keep)[1].maximum(keep)
             limits = magnitude_threshold([entry.weight for entry in self._structure.entries], learn)
             self._structure.restrict(limits.masked_fill(learn >= sizes, 0))
 

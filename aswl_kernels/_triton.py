@@ -18,16 +18,17 @@ CAPABILITY = (8, 0)  # of an NVIDIA GPU: the first with bf16 products
 SERVED: dict[str, Callable] = {}  # the GPU's kernel of each operator that has one in Triton
 
 
-def serve(name: str, module: str, reference: Callable) -> None:
+def serve(name: str, module: str, reference: Callable, wide: bool = False) -> None:
     """Let ``aswl_kernels.<module>.<name>``, imported when first called, be the kernel of ``aswl::<name>`` on GPUs.
 
-    ``reference`` serves instead where an argument is fp64, and where :func:`unusable` names a reason, which is warned of
-    once.
+    ``reference`` serves instead where an argument is fp64, unless the kernel is ``wide`` enough, and where
+    :func:`unusable` names a reason, which is warned of once.
     """
 
     def kernel(*args):
         tensors = list(_tensors(args))
-        if any(t.dtype == torch.float64 for t in tensors) or (tensors and not _usable(tensors[0].device)):
+        too_wide = not wide and any(t.dtype == torch.float64 for t in tensors)
+        if too_wide or (tensors and not _usable(tensors[0].device)):
             return reference(*args)
         return getattr(importlib.import_module(f"aswl_kernels.{module}"), name)(*args)
 

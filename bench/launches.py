@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from aswl_kernels import gate_triton
+from aswl_kernels import gate_triton, share_budget_triton
 
 Launch = Callable[[], object]
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -23,6 +23,11 @@ def _gate() -> dict[str, Launch]:
     }
 
 
+def _share_budget() -> dict[str, Launch]:
+    density, sizes = torch.ones(54, dtype=torch.float64), torch.ones(54, dtype=torch.int64)
+    return {"share_budget, 54 layers": partial(share_budget_triton.share_budget, density, sizes, sizes[0], 1)}
+
+
 def launches() -> dict[str, Launch]:
     """Every launch to compile, by a name that begins with the operator's."""
-    return {**_gate()}
+    return {**_gate(), **_share_budget()}

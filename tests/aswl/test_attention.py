@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from aswl import attention as rules
+from aswl_kernels import share_budget
 
 
 @pytest.mark.parametrize(
@@ -87,53 +86,15 @@ def test_marginal_value_predicts_the_loss():
     assert predicted.item() == pytest.approx((after - before).item(), rel=0.35)
 
 
-@pytest.mark.parametrize(
-    ("density", "sizes", "budget", "min_keep", "keep"),
-    [
-        ([0.5, 0.5], [10, 30], 20, 1, [5, 15]),
-        ([0.2, 0.1], [100, 100], 30, 1, [20, 10]),
-        ([0.2, 0.1], [100, 100], 15, 1, [10, 5]),
-        ([0.9, 0.1], [100, 100], 150, 1, [100, 50]),  # the first is full, the second takes the rest
-        ([1.0, 0.001], [100, 100], 20, 5, [15, 5]),  # the second stays at min_keep
-        ([0.5, 0.5], [3, 3], 3, 1, [2, 1]),  # equal claims: the first comes first
-        ([0.5, 0.5, 0.5], [5, 7, 9], 21, 1, [5, 7, 9]),
-        ([0.5, 0.5], [5, 7], 1, 2, [2, 2]),  # the limits leave no choice
-        ([0.3], [10], 4, 1, [4]),
-    ],
-)
-def test_share_budget_by_hand(density, sizes, budget, min_keep, keep):
-    scaled, got = rules.share_budget(torch.tensor(density), torch.tensor(sizes), budget, min_keep)
-    assert got.tolist() == keep
-    assert torch.all((scaled * torch.tensor(sizes) - got).abs() <= 1)
-
-
-layers = st.lists(st.tuples(st.floats(1e-6, 1), st.integers(1, 10**7)), min_size=1, max_size=12)
-
-
-@given(layers, st.floats(1e-6, 1), st.integers(1, 50))
-def test_share_budget_is_exact(layers, part, min_keep):
-    density, sizes = torch.tensor([d for d, _ in layers]), torch.tensor([n for _, n in layers])
-    budget = max(round(part * int(sizes.sum())), 1)
-    scaled, keep = rules.share_budget(density, sizes, budget, min_keep)
-    least = sizes.clamp(max=min_keep)
-    assert keep.sum() == max(budget, least.sum())
-    assert torch.all(keep >= least)
-    assert torch.all(keep <= sizes)
-    assert torch.all((scaled * sizes - keep).abs() <= 1)
-    free = (keep > least + 1) & (keep < sizes - 1)  # one factor for all that meet no limit
-    ratio = (scaled / density.double())[free]
-    assert len(ratio) == 0 or (ratio.max() / ratio.min() - 1).abs() < 1e-6
-
-
 def test_share_gradient_rests_where_all_layers_are_worth_the_same():
     """Steps and projections settle on the optimum under the budget, which is known for this loss."""
     sizes = torch.tensor([1000, 4000, 250])
     use = torch.tensor([1.0, 0.3, 5.0], dtype=torch.double)  # layer l saves use * log(density * n): worth use / kept
 
-    density, keep = rules.share_budget(torch.full((3,), 0.2), sizes, 1000, 1)
+    density, keep = share_budget(torch.full((3,), 0.2), sizes, 1000, 1)
     for _ in range(4000):
         worth = use / (density * sizes)
         density = density - 0.002 * rules.share_gradient(density, worth, sizes, 1.0)
-        density, keep = rules.share_budget(density.clamp(min=1e-9), sizes, 1000, 1)
+        density, keep = share_budget(density.clamp(min=1e-9), sizes, 1000, 1)
     optimum = (1000 - 250) * use[:2] / use[:2].sum()  # the third would take 794 of its 250, so it is full
     assert keep.tolist() == pytest.approx([*optimum.tolist(), 250], abs=4)
