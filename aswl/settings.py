@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from aswl.schedule import Schedule, density_schedule, gradient_schedule
 
-PRODUCTS = ("auto", "dense", "sparse")
+PRODUCTS = ("auto", "dense", "fused", "sparse")
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,9 @@ class ASWL:
     ``gamma``, and 1 to 0 between 30% and 60% of ``steps`` with ``density``. ``band``: half-width, relative to the
     threshold. ``refresh_every``: updates between two refreshes of the thresholds. ``initial_attention``,
     ``penalty_target`` (r) and ``weight_penalty`` (lambda) belong to the paper's loss. ``products``: "sparse" computes
-    outputs and input gradients with the kept weights alone, "dense" with masked weights, "auto" with what was measured
-    to be faster, shape by shape, on this machine (eager fp32 on a CPU; :meth:`summary` shows it).
+    outputs and input gradients with the kept weights alone, "dense" with masked weights, "fused" masks within the
+    product's kernel, "auto" does what was measured to be faster, shape by shape: on a CPU by itself (eager fp32), on a
+    GPU by ``aswl bench --tune`` (:meth:`summary` shows it).
     ``backward_density``: restricts the weights' gradients to this fraction of the largest weights (Top-KAST, arXiv
     2106.03517), at least ``density``; None is all. ``guard=False`` switches off the
     check for dead or non-finite gradients, which waits for the device once per step.

@@ -45,8 +45,11 @@ def check_operands(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> N
 
 def to_autocast(x: Tensor) -> Tensor:
     """``x`` in autocast's dtype where autocast is on, as PyTorch does for the parent operators."""
+    return x.to(compute_dtype(x))
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which an operator multiplies ``x``: its own, or autocast's."""
     kind = x.device.type
     eligible = x.dtype in FLOATING and x.dtype != torch.float64 and kind in AUTOCAST
-    if eligible and torch.is_autocast_enabled(kind):
-        return x.to(torch.get_autocast_dtype(kind))
-    return x
+    return torch.get_autocast_dtype(kind) if eligible and torch.is_autocast_enabled(kind) else x.dtype

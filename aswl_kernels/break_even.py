@@ -2,17 +2,13 @@
 
 import contextlib
 import functools
-import json
-import os
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from aswl_kernels import native
+from aswl_kernels import _tables, native
 from aswl_kernels.backends import cpu_name
 
 CEILING = 0.5  # no density above is tried
@@ -49,12 +45,12 @@ def break_even(op: Callable[..., Tensor], x: Tensor, weight: Tensor, *geometry: 
     to the next in ``break_even.json`` under $ASWL_CACHE (~/.cache/aswl): a file that cannot be read or written costs a
     measurement, nothing else.
     """
-    gradients = [torch.is_grad_enabled() and t.requires_grad for t in (x, weight)]
-    table, key = known(), _key(op.__name__, x, weight, geometry, gradients)
+    facts = _tables.facts(op.__name__, x, weight, geometry)
+    table, key = known(), f"{_machine()}: {_tables.name(*facts)}"
     if key not in table:
-        table[key] = _measure(op, x, weight, geometry, gradients)
-        with contextlib.suppress(OSError):
-            _store(key, table[key])
+        table[key] = _measure(op, x, weight, geometry, facts[-2:])
+        with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: no home
+            _tables.store(_tables.own("break_even.json"), _read() | {key: table[key]})
     return table[key]
 
 
@@ -64,17 +60,13 @@ def known() -> dict[str, float]:
     return _read()
 
 
-def _key(name: str, x: Tensor, weight: Tensor, geometry: tuple, gradients: list[bool]) -> str:
-    shape = list(x.shape) if name == "masked_conv2d" and x.dim() == 4 else [x.shape[:-1].numel(), x.shape[-1]]
-    shape[0] = 1 << (shape[0] - 1).bit_length()
-    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    needs = "".join(name for name, needed in zip("xw", gradients) if needed)
-    product = f"{name} {shape} by {list(weight.shape)} {list(geometry)}{' channels_last' if last else ''}"
-    machine = f"{cpu_name()}, {native.DETAIL}, torch {torch.__version__}, threads {torch.get_num_threads()}"
-    return f"{machine}: {product}, gradients {needs or 'none'}"
+def _machine() -> str:
+    return f"{cpu_name()}, {native.DETAIL}, torch {torch.__version__}, threads {torch.get_num_threads()}"
 
 
-def _measure(op: Callable[..., Tensor], x: Tensor, weight: Tensor, geometry: tuple, gradients: list[bool]) -> float:
+def _measure(
+    op: Callable[..., Tensor], x: Tensor, weight: Tensor, geometry: tuple, gradients: tuple[bool, bool]
+) -> float:
     generator = torch.Generator().manual_seed(0)  # training's own goes on undisturbed
     probe = torch.rand(weight.shape, generator=generator)
     leaves = [t.detach().requires_grad_(needed) for t, needed in zip((x, probe), gradients)]
@@ -105,23 +97,5 @@ def _same(saved: Tensor) -> Tensor:
     return saved
 
 
-def _file() -> Path:
-    return Path(os.environ.get("ASWL_CACHE") or Path.home() / ".cache" / "aswl") / "break_even.json"
-
-
 def _read() -> dict[str, float]:
-    try:
-        table = json.loads(_file().read_text(encoding="utf-8"))
-        return {str(key): float(density) for key, density in table.items()}
-    except (OSError, ValueError, TypeError, AttributeError, RuntimeError):  # absent, damaged, foreign; no home
-        return {}
-
-
-def _store(key: str, density: float) -> None:
-    """Add one entry to the file, which is replaced as a whole."""
-    path = _file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table = _read() | {key: density}
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False, encoding="utf-8") as file:
-        json.dump(table, file, indent=1)
-    os.replace(file.name, path)
+    return _tables.read(lambda: _tables.own("break_even.json"), float)

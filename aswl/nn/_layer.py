@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from aswl_kernels import gate, magnitude_threshold
+from aswl_kernels import gate, magnitude_threshold, tuned
 from aswl_kernels.break_even import CEILING, SMALLEST, break_even, eligible
 
 
@@ -18,8 +18,9 @@ class SparseLayer(nn.Module):
     ``attention``: parameter [1], 1 at first; ``threshold``: 0-d buffer, 0 (nothing pruned) until a
     :class:`aswl.ASWL` sets it. Both stay fp32 or wider, whatever dtype the module is moved to.
     ``attention_scale``: "paper" multiplies the output by the attention, "detached" by 1 and leaves the attention the
-    same gradient. ``products``: "dense", "sparse" (y and the input gradient by the kept weights alone), or "auto":
-    sparse where that was measured to be faster at the layer's density (:func:`aswl_kernels.break_even`).
+    same gradient. ``products``: "dense", "sparse" (y and the input gradient by the kept weights alone), "fused" (mask and
+    product in one kernel), or "auto": what was measured to be faster, on a CPU sparse or dense at the layer's density
+    (:func:`aswl_kernels.break_even`), elsewhere fused or dense for its shape (:mod:`aswl_kernels.tuned`).
     ``learnable``: 0-d buffer, None at first: weights of smaller magnitude get no gradient (``backward_density``).
     """
 
@@ -27,7 +28,7 @@ class SparseLayer(nn.Module):
     attention_scale = "paper"
     products = "auto"
     positions: int | None = None  # products per sample and weight, seen in the last eager forward
-    last_products: str | None = None  # "dense" or "sparse", in the last eager forward
+    last_products: str | None = None  # those of the last eager forward, "auto" resolved
     break_even: float | None = None  # the density below which sparse products are faster, where it was measured
     _share: tuple[int, float] | None = None  # version of the threshold, density then
 
@@ -84,19 +85,26 @@ class SparseLayer(nn.Module):
 
     def _choose(self, op: Callable[..., Tensor], input: Tensor, *geometry: object) -> str:
         """The ``products`` of ``op(input, weight, ..., *geometry)``."""
-        if torch.compiler.is_compiling():
+        products = self.products
+        if products == "auto" and input.device.type == "cpu":
+            products = self._by_density(op, input, *geometry)
+        elif products == "auto":
+            products = tuned.products(op.__name__, input, self.weight, *geometry)
+        if not torch.compiler.is_compiling():
+            self.last_products = products
+        return products
+
+    def _by_density(self, op: Callable[..., Tensor], input: Tensor, *geometry: object) -> str:
+        """Sparse below the density where that was measured to be faster, otherwise dense."""
+        multiplications = input.numel() * self.weight.numel() // max(self.weight.shape[1], 1)  # stride, groups: 1
+        if torch.compiler.is_compiling() or multiplications < SMALLEST or not eligible(input, self.weight):
             return "dense"
-        self.last_products = self.products
-        if self.products == "auto":
-            self.last_products = "dense"
-            multiplications = input.numel() * self.weight.numel() // max(self.weight.shape[1], 1)  # stride, groups: 1
-            if multiplications >= SMALLEST and eligible(input, self.weight):
-                if self._share is None or self._share[0] != self.threshold._version:
-                    self.note_density(self.density)
-                if self._share[1] < CEILING:
-                    self.break_even = break_even(op, input, self.weight, *geometry)
-                    self.last_products = "sparse" if self._share[1] < self.break_even else "dense"
-        return self.last_products
+        if self._share is None or self._share[0] != self.threshold._version:
+            self.note_density(self.density)
+        if self._share[1] >= CEILING:
+            return "dense"
+        self.break_even = break_even(op, input, self.weight, *geometry)
+        return "sparse" if self._share[1] < self.break_even else "dense"
 
     @property
     def kept(self) -> int:

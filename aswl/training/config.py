@@ -36,8 +36,8 @@ class TrainConfig:
     """Globs of the layers that stay dense."""
     refresh_every: int = 1
     """Optimizer steps between two refreshes of the thresholds."""
-    products: Literal["dense", "sparse", "auto"] = "dense"
-    """How layers multiply: masked weights, kept weights, or what is measured to be faster (its rounding is that choice's)."""
+    products: Literal["dense", "sparse", "fused", "auto"] = "dense"
+    """How layers multiply: masked or kept weights, both in one kernel, or what is measured faster (which decides the rounding)."""
     attention_lr: float | None = None
     """Learning rate of the attentions; None is the method's default."""
     epochs: int = 20

@@ -129,7 +129,9 @@ def test_a_resumed_run_knows_the_same_break_evens():
 
 
 def test_refuses_other_products():
-    with pytest.raises(ValueError, match=r"ASWL: want products one of \('auto', 'dense', 'sparse'\); got 'fast'"):
+    with pytest.raises(
+        ValueError, match=r"ASWL: want products one of \('auto', 'dense', 'fused', 'sparse'\); got 'fast'"
+    ):
         aswl.ASWL(model(), density=0.5, products="fast")
 
 

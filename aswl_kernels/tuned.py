@@ -1,0 +1,146 @@
+"""Which products of a masked operator were measured to be the fastest on a GPU, shape by shape."""
+
+import contextlib
+import functools
+import statistics
+import warnings
+from collections.abc import Callable
+from importlib.resources import files
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from aswl_kernels import _tables
+from aswl_kernels._checks import compute_dtype
+from aswl_kernels.break_even import eligible
+from aswl_kernels.timing import interleaved
+
+PRODUCTS = ("dense", "fused")  # what a GPU can choose from; dense is taken where nothing is known
+ROUNDS, SECONDS = 50, 0.4  # of the variants in turns
+AGREE = {torch.float32: 2e-3}  # relative difference of two right answers (fp32: tf32 is one); others 1e-2
+FILE = "tuned.json"
+
+
+class Measured(NamedTuple):
+    """The products that were the fastest; the milliseconds of all that were measured; the versions it was done with."""
+
+    products: str
+    ms: dict[str, float]
+    versions: str
+
+
+def products(op: str, x: Tensor, weight: Tensor, *geometry: object) -> str:
+    """The ``products`` with which ``op(x, weight, ..., *geometry)`` was measured to be the fastest on this device.
+
+    ``op``: "masked_linear" or "masked_conv2d"; ``geometry``: the operator's arguments after the bias. Known are what this
+    package ships in ``tuned.json`` and, above that, what :func:`tune` has stored: keys name the device, the dtypes, the
+    shapes (batches up to the next power of two are one), geometry, layout and set of gradients. "dense" for all else,
+    and where a compiler keeps a size open. A lookup: measures nothing, launches nothing and waits for nothing.
+    """
+    if torch.compiler.is_compiling():
+        from torch.fx.experimental.symbolic_shapes import has_static_value
+
+        if not all(has_static_value(size) for size in x.shape):
+            return "dense"
+    return _chosen(
+        x.device.type, x.device.index, compute_dtype(x), weight.dtype, *_tables.facts(op, x, weight, geometry)
+    )
+
+
+@torch.compiler.assume_constant_result
+def _chosen(*key: object) -> str:
+    return _look_up(key)
+
+
+@functools.lru_cache(maxsize=None)
+def _look_up(key: tuple) -> str:
+    entry = known().get(_text(*key))
+    return entry.products if entry else "dense"
+
+
+@functools.cache
+def known() -> dict[str, Measured]:
+    """The table of this process: what the package ships, and over it this user's own."""
+    return _tables.read(lambda: files("aswl_kernels") / FILE, _entry) | _own()
+
+
+def tune(op: Callable[..., Tensor], x: Tensor, weight: Tensor, *geometry: object) -> Measured:
+    """Measure ``op(x, weight, ..., *geometry)`` with each of the :data:`PRODUCTS` and remember which was the fastest.
+
+    Forward, and backward as far as ``x`` and ``weight`` require gradients, on their device; in this process, and in
+    ``tuned.json`` under $ASWL_CACHE (~/.cache/aswl) where it can be written.
+    """
+    times = compare(op, x, weight, *geometry)
+    ms = {name: round(statistics.median(series), 5) for name, series in times.items()}
+    triton = getattr(__import__("triton"), "__version__", "none") if "fused" in ms else "none"
+    entry = Measured(min(ms, key=ms.get), ms, f"torch {torch.__version__}, triton {triton}")
+    facts = _tables.facts(op.__name__, x, weight, geometry)
+    key = _text(x.device.type, x.device.index, compute_dtype(x), weight.dtype, *facts)
+    known()[key] = entry
+    _look_up.cache_clear()
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: no home
+        table = {name: each._asdict() for name, each in (_own() | {key: entry}).items()}
+        _tables.store(_tables.own(FILE), table)
+    return entry
+
+
+def compare(op: Callable[..., Tensor], x: Tensor, weight: Tensor, *geometry: object) -> dict[str, list[float]]:
+    """Milliseconds of ``op``, as in :func:`tune`, with each kind of products that x's device has, in turns.
+
+    Products that the operator refuses here are left out, and so are, with a warning, those whose results differ from
+    the dense ones.
+    """
+    x, weight = (t.detach().requires_grad_(t.requires_grad and torch.is_grad_enabled()) for t in (x, weight))
+    threshold = weight.detach().abs().float().mean()
+    attention = torch.ones(1, device=x.device, requires_grad=weight.requires_grad)
+    leaves = [t for t in (x, weight, attention) if t.requires_grad]
+
+    def run(products: str, grad: Tensor | None = None) -> tuple[Tensor, ...]:
+        y = op(x, weight, threshold, attention, None, *geometry, scaled=False, products=products)
+        return (y.detach(), *torch.autograd.grad(y, leaves, y.detach() if grad is None else grad)) if leaves else (y,)
+
+    want = run("dense")
+    variants = {"dense": functools.partial(run, "dense", torch.randn_like(want[0]))}
+    for name in _others(x, weight):
+        try:
+            got = run(name)
+        except ValueError:  # the operator says so: no such products for these arguments
+            continue
+        worst = max(_difference(a, b) for a, b in zip(got[:3], want[:3]))  # not the attention's, which may cancel out
+        if worst <= AGREE.get(want[0].dtype, 1e-2):
+            variants[name] = functools.partial(run, name, variants["dense"].args[1])
+        else:
+            shapes = f"{list(x.shape)} by {list(weight.shape)}"
+            warnings.warn(f"{op.__name__} {shapes}: {name} products are off by {worst:.2g}", stacklevel=2)
+    return interleaved(variants, ROUNDS, x.device, SECONDS)
+
+
+def _others(x: Tensor, weight: Tensor) -> tuple[str, ...]:
+    """The kinds of products beside the dense ones that exist on this device."""
+    if x.is_cuda:
+        return PRODUCTS[1:]
+    return ("sparse",) if eligible(x, weight) else ()
+
+
+def _difference(got: Tensor, want: Tensor) -> float:
+    """The norm of the difference, relative; infinite where it is not a number."""
+    norm, scale = (t.double().norm().item() for t in (got.double() - want.double(), want))
+    return norm / max(scale, 1e-30) if norm == norm else float("inf")
+
+
+def _text(kind: str, index: int | None, x_dtype: torch.dtype, weight_dtype: torch.dtype, *facts: object) -> str:
+    device = torch.cuda.get_device_name(index) if kind == "cuda" else kind
+    dtypes = f"{x_dtype} by {weight_dtype}".replace("torch.", "")
+    return f"{device}: {_tables.name(*facts)}, {dtypes}"
+
+
+def _entry(value: dict) -> Measured:
+    entry = Measured(str(value["products"]), {str(k): float(v) for k, v in value["ms"].items()}, str(value["versions"]))
+    if entry.products not in PRODUCTS:
+        raise ValueError(f"products: want one of {PRODUCTS}; got {entry.products!r}")
+    return entry
+
+
+def _own() -> dict[str, Measured]:
+    return _tables.read(lambda: _tables.own(FILE), _entry)
