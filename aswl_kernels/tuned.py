@@ -2,7 +2,9 @@
 
 import contextlib
 import functools
+import math
 import statistics
+import sys
 import warnings
 from collections.abc import Callable
 from importlib.resources import files
@@ -53,7 +55,7 @@ def _chosen(*key: object) -> str:
     return _look_up(key)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _look_up(key: tuple) -> str:
     entry = known().get(_text(*key))
     return entry.products if entry else "dense"
@@ -73,7 +75,7 @@ def tune(op: Callable[..., Tensor], x: Tensor, weight: Tensor, *geometry: object
     """
     times = compare(op, x, weight, *geometry)
     ms = {name: round(statistics.median(series), 5) for name, series in times.items()}
-    triton = getattr(__import__("triton"), "__version__", "none") if "fused" in ms else "none"
+    triton = getattr(sys.modules.get("triton"), "__version__", "not loaded")
     entry = Measured(min(ms, key=ms.get), ms, f"torch {torch.__version__}, triton {triton}")
     facts = _tables.facts(op.__name__, x, weight, geometry)
     key = _text(x.device.type, x.device.index, compute_dtype(x), weight.dtype, *facts)
@@ -126,7 +128,7 @@ def _others(x: Tensor, weight: Tensor) -> tuple[str, ...]:
 def _difference(got: Tensor, want: Tensor) -> float:
     """The norm of the difference, relative; infinite where it is not a number."""
     norm, scale = (t.double().norm().item() for t in (got.double() - want.double(), want))
-    return norm / max(scale, 1e-30) if norm == norm else float("inf")
+    return norm / max(scale, 1e-30) if math.isfinite(norm) else float("inf")
 
 
 def _text(kind: str, index: int | None, x_dtype: torch.dtype, weight_dtype: torch.dtype, *facts: object) -> str:
