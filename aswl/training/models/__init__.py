@@ -7,17 +7,20 @@ from torch import nn
 
 from aswl.training.models.lenet import LeNet5, LeNet300
 from aswl.training.models.resnet import ResNet
+from aswl.training.models.resnet50 import ResNet50
 
-MODELS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
+Shape = tuple[int, int, int]  # of an image: (C, H, W)
+MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
     "lenet300": LeNet300,
     "lenet5": LeNet5,
     **{f"resnet{depth}": partial(ResNet, depth=depth) for depth in (20, 32, 44, 56, 110)},
+    "resnet50": ResNet50,
 }
 
-__all__ = ["LeNet5", "LeNet300", "ResNet", "build", "names"]
+__all__ = ["LeNet5", "LeNet300", "ResNet", "ResNet50", "build", "names", "published_for"]
 
 
-def build(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Module:
+def build(name: str, input_shape: Shape, classes: int) -> nn.Module:
     """Build a network for images of input_shape, (C, H, W), and a number of classes.
 
     Its forward takes float [B, C, H, W], gives logits [B, classes], and raises ValueError for images of another shape.
@@ -33,3 +36,10 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Modu
 def names() -> tuple[str, ...]:
     """The names that build knows."""
     return tuple(MODELS)
+
+
+def published_for(name: str) -> tuple[Shape, int]:
+    """The images and the number of classes that papers report of a network: MNIST's, CIFAR-10's or ImageNet's."""
+    if name == "resnet50":
+        return (3, 224, 224), 1000
+    return ((1, 28, 28) if name.startswith("lenet") else (3, 32, 32)), 10

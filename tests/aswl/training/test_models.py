@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from aswl.training.models import ResNet, build, names
+from aswl.training.models import ResNet, build, names, published_for
 
 MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
+IMAGENET = (3, 224, 224)
 
 
 @pytest.mark.parametrize(
@@ -17,11 +18,24 @@ MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
         ("resnet32", CIFAR, 464_154),
         ("resnet56", CIFAR, 853_018),
         ("resnet110", CIFAR, 1_727_962),
+        ("resnet50", IMAGENET, 25_557_032),
     ],
 )
 def test_published_sizes(name, input_shape, parameters):
-    model = build(name, input_shape, 10)
+    assert published_for(name) == (input_shape, 1000 if name == "resnet50" else 10)
+    model = build(name, *published_for(name))
     assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_resnet50_is_torchvisions():
+    model = build("resnet50", IMAGENET, 1000)
+    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
+    assert len(shapes) == 320 and shapes["layer1.0.downsample.0.weight"] == [256, 64, 1, 1]
+    assert shapes["layer4.2.bn3.running_var"] == [2048] and shapes["fc.weight"] == [1000, 2048]
+    strided = [name for name, module in model.named_modules() if getattr(module, "stride", 1) == (2, 2)]
+    blocks = [f"layer{stage}.0.{conv}" for stage in (2, 3, 4) for conv in ("conv2", "downsample.0")]
+    assert strided == ["conv1", *blocks]
+    assert model.conv1.weight.std().item() == pytest.approx((2 / (64 * 49)) ** 0.5, rel=0.05)
 
 
 def test_layer_names():
@@ -41,7 +55,7 @@ def test_forward_and_backward(name, input_shape):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["lenet300", "lenet5", "resnet20"])
+@pytest.mark.parametrize("name", ["lenet300", "lenet5", "resnet20", "resnet50"])
 def test_empty_batch(name):
     assert build(name, MNIST, 10).eval()(torch.empty(0, *MNIST)).shape == (0, 10)
 
