@@ -6,6 +6,7 @@ from torch import Tensor
 from aswl_kernels import native, reference
 from aswl_kernels._checks import check_operands, check_scalar, to_autocast, want
 from aswl_kernels._library import LIBRARY, define, vmap_by
+from aswl_kernels._triton import serve
 from aswl_kernels.adjoint import adjoint_op
 from aswl_kernels.gate import Gate, attention_gradient, gate_op, gate_values
 from aswl_kernels.pack import pack_op
@@ -31,10 +32,12 @@ def masked_linear(
     see :func:`gate`; the attention's is ``sum(dL/d(a sparse) * sparse) + sum(dL/d(a bias) * bias)``. With
     ``scaled=False`` the attention counts as 1 and keeps this gradient.
 
-    ``products``: "dense", or "sparse": y and the gradient of x by the kept weights alone, which are packed on each call
-    (the gradient of the weight is dense all the same); dense too under a compiler, a transform or a second derivative.
+    ``products``: "dense": PyTorch's, of a masked copy of the weight. "fused": each product in one kernel with its mask,
+    the attention, the bias and the attention's sum (on GPUs, with Triton, but for fp64; elsewhere as dense).
+    "sparse": y and the gradient of x by the kept weights alone, which are packed on each call (the gradient of the
+    weight is dense all the same); dense too under a compiler or a transform. A second derivative is PyTorch's.
     ``learnable``: one element, not above the threshold, None meaning 0: the gradient of the weight is 0 where
-    ``abs(weight) < learnable``, and where few weights are left only theirs is computed (eagerly, on a CPU).
+    ``abs(weight) < learnable``, and where few weights are left only theirs is computed (not fused, eagerly, on a CPU).
     Raises ``ValueError`` on another dtype, shape or device.
     """
     op = "masked_linear"
@@ -50,25 +53,32 @@ def masked_linear(
     args = (x, weight, threshold, attention, bias, scaled)
     if packed:
         return _KeptLinear.apply(*args, learnable, *packed)
+    if products == "fused":
+        return _FusedLinear.apply(*args, learnable)
     if learnable is None:  # PyTorch's own product, which keeps the masked weight for the backward
         return reference.masked_linear(*args, gate=Gate.apply)
     return _MaskedLinear.apply(*args, learnable)
 
 
+PRODUCTS = ("dense", "fused", "sparse")
+
+
 def kept(op: str, weight: Tensor, threshold: Tensor, attention: Tensor | None, products: str) -> tuple[Tensor, ...]:
     """The pieces of the packed weight where the products are to be sparse; otherwise none."""
-    want(products in ("dense", "sparse"), op, "products 'dense' or 'sparse'", products)
-    if products == "dense" or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    want(products in PRODUCTS, op, f"products one of {PRODUCTS}", products)
+    if products != "sparse" or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return ()
     return pack_op(*(t if t is None else t.detach() for t in (weight, threshold, attention)))
 
 
 class _MaskedLinear(torch.autograd.Function):
+    """Dense products, whose backward makes the masked weight again."""
+
     vmap = vmap_by(reference.masked_linear)
 
     @staticmethod
     def forward(x, weight, threshold, attention, bias, scaled, learnable):
-        return _masked_linear(x, weight, threshold, attention if scaled else None, bias)
+        return _by_gate(x, weight, threshold, attention if scaled else None, bias)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -87,21 +97,47 @@ class _MaskedLinear(torch.autograd.Function):
         elif ctx.needs_input_grad[0]:
             x_grad = grad @ unfold(saved, ctx.scaled, grad.dtype)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
-            folded_grad = _weight_gradient(rows, inputs, weight, learnable)
+            folded_grad = _learnable_gradient(rows, inputs, weight, learnable)
         if bias is not None and (ctx.needs_input_grad[4] or ctx.needs_input_grad[3]):
             bias_grad = rows.sum(0)
         return x_grad, *unfold_gradients(ctx, saved, folded_grad, bias_grad), None, None, *(None for _ in packed)
 
 
+class _FusedLinear(_MaskedLinear):
+    """One operator per product, and so one kernel where there is one."""
+
+    @staticmethod
+    def forward(x, weight, threshold, attention, bias, scaled, learnable):
+        return _masked_linear(x, weight, threshold, attention if scaled else None, bias)
+
+    @staticmethod
+    def backward(ctx, grad):
+        if torch.is_grad_enabled():  # a second derivative goes through PyTorch's operators
+            return _MaskedLinear.backward(ctx, grad)
+        *saved, learnable = ctx.saved_tensors
+        x, weight, threshold, attention, bias = saved
+        needs_x, needs_weight, _, needs_attention, needs_bias, *_ = ctx.needs_input_grad
+        scale = attention if ctx.scaled else None
+        x_grad = weight_grad = total = bias_grad = None
+        if needs_x:
+            x_grad = _input_gradient(grad, weight, threshold, scale)
+        if needs_weight or needs_attention:
+            weight_grad, total = _weight_gradient(grad, x, weight, threshold, scale, learnable)
+        if bias is not None and (needs_bias or needs_attention):
+            wide = torch.promote_types(grad.dtype, torch.float32)  # the attention's share is not rounded before
+            bias_grad = torch.atleast_2d(grad).flatten(0, -2).sum(0, dtype=wide)
+        return x_grad, *_with_bias(ctx, saved, weight_grad, total, bias_grad), None, None
+
+
 class _KeptLinear(_MaskedLinear):
-    """The same, from the pieces of the packed weight; not for transforms."""
+    """From the pieces of the packed weight; not for transforms."""
 
     @staticmethod
     def forward(x, weight, threshold, attention, bias, scaled, learnable, *packed):
         return sparse_linear_op(x, *packed, reference.folded_bias(bias, attention if scaled else None, x.dtype))
 
 
-def _weight_gradient(rows: Tensor, inputs: Tensor, weight: Tensor, learnable: Tensor | None) -> Tensor:
+def _learnable_gradient(rows: Tensor, inputs: Tensor, weight: Tensor, learnable: Tensor | None) -> Tensor:
     """``rows.T @ inputs`` where the weight is learnable: all of it, or a few elements one by one."""
     if learnable is None:
         return rows.mT @ inputs
@@ -133,31 +169,56 @@ def unfold_gradients(
     ``saved`` and ``ctx.needs_input_grad`` are those of a function of (x, weight, threshold, attention, bias, ...);
     ``ctx.scaled`` tells whether the attention's value enters.
     """
-    _, weight, threshold, attention, bias = saved
+    _, weight, threshold, attention, _ = saved
+    weight_grad = total = None
+    if ctx.needs_input_grad[3]:
+        total = attention_gradient(folded_grad, weight, attention, threshold)
+    if ctx.needs_input_grad[1]:
+        scaled = attention is not None and ctx.scaled
+        weight_grad = (attention.reshape(1) * folded_grad if scaled else folded_grad).to(weight.dtype)
+    return _with_bias(ctx, saved, weight_grad, total, bias_grad)
+
+
+def _with_bias(
+    ctx, saved: tuple[Tensor | None, ...], weight_grad: Tensor | None, total: Tensor | None, bias_grad: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """The same gradients from the weight's, from ``total``, the weight's share of the attention's, and from that of the
+    folded bias.
+    """
+    *_, attention, bias = saved
     _, needs_weight, _, needs_attention, needs_bias, *_ = ctx.needs_input_grad
-    weight_grad = attention_grad = None
+    attention_grad = None
     if needs_attention:
-        attention_grad = attention_gradient(folded_grad, weight, attention, threshold)
+        attention_grad = total.to(attention.dtype).reshape(attention.shape)
         if bias is not None:
             wide = torch.promote_types(bias.dtype, torch.float32)
             attention_grad = attention_grad + (bias_grad.to(wide) * bias.to(wide)).sum().to(attention.dtype)
-    if attention is not None and ctx.scaled:
-        folded_grad, bias_grad = (g if g is None else attention.reshape(1) * g for g in (folded_grad, bias_grad))
-    if needs_weight:
-        weight_grad = folded_grad.to(weight.dtype)
-    return weight_grad, None, attention_grad, bias_grad.to(bias.dtype) if needs_bias else None
+    if needs_bias:
+        scaled = attention is not None and ctx.scaled
+        bias_grad = (attention.reshape(1) * bias_grad if scaled else bias_grad).to(bias.dtype)
+    return weight_grad if needs_weight else None, None, attention_grad, bias_grad if needs_bias else None
+
+
+def _by_gate(*args) -> Tensor:
+    """PyTorch's product of the weight that the gate's operator masks; (x, weight, threshold, attention, bias)."""
+    return reference.masked_linear(*args, gate=gate_values)
 
 
 _masked_linear = define(
     "masked_linear(Tensor x, Tensor weight, Tensor threshold, Tensor? attention, Tensor? bias) -> Tensor",
     reference.masked_linear,
 )
-
-
-def _cpu(*args) -> Tensor:
-    """The reference with the C++ gate in place of PyTorch's seven passes over the weight."""
-    return reference.masked_linear(*args, gate=gate_values)
-
-
-if native.AVAILABLE:
-    LIBRARY.impl("masked_linear", _cpu, "CPU")
+_input_gradient = define(
+    "masked_linear_input_gradient(Tensor grad, Tensor weight, Tensor threshold, Tensor? attention) -> Tensor",
+    reference.masked_linear_input_gradient,
+)
+_weight_gradient = define(
+    "masked_linear_weight_gradient(Tensor grad, Tensor x, Tensor weight, Tensor threshold, Tensor? attention, "
+    "Tensor? learnable) -> (Tensor, Tensor)",
+    reference.masked_linear_weight_gradient,
+)
+serve("masked_linear", "masked_linear_triton", reference.masked_linear)
+serve("masked_linear_input_gradient", "masked_linear_triton", reference.masked_linear_input_gradient)
+serve("masked_linear_weight_gradient", "masked_linear_triton", reference.masked_linear_weight_gradient)
+if native.AVAILABLE:  # the C++ gate in place of PyTorch's seven passes over the weight
+    LIBRARY.impl("masked_linear", _by_gate, "CPU")

@@ -63,6 +63,27 @@ def masked_linear(
     return F.linear(x, *_folded(x, weight, threshold, attention, bias, scaled, gate))
 
 
+def masked_linear_input_gradient(grad: Tensor, weight: Tensor, threshold: Tensor, attention: Tensor | None) -> Tensor:
+    """The gradient of x [..., in] from that of y [..., out]: grad @ (attention * sparse), in grad's dtype."""
+    return grad @ gate(weight, attention, threshold, grad.dtype)
+
+
+def masked_linear_weight_gradient(
+    grad: Tensor, x: Tensor, weight: Tensor, threshold: Tensor, attention: Tensor | None, learnable: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """With G = grad.T @ x [out, in]: attention * G in the weight's dtype, 0 where abs(weight) < learnable; and
+    sum(G * sparse), 0-d in fp32 or wider.
+    """
+    rows, inputs = (torch.atleast_2d(t).flatten(0, -2) for t in (grad, x))
+    folded_grad = rows.mT @ inputs
+    wide = threshold.new_empty((), dtype=torch.promote_types(weight.dtype, torch.float32))
+    total = attention_gradient(folded_grad, weight, wide, threshold)
+    if learnable is not None:
+        folded_grad = folded_grad.masked_fill(weight.abs().float() < learnable.float(), 0)
+    scaled = folded_grad if attention is None else attention.reshape(1) * folded_grad
+    return scaled.to(weight.dtype), total
+
+
 def masked_conv2d(
     x: Tensor,
     weight: Tensor,

@@ -31,13 +31,14 @@ def gradients(layer, x):
     return y.detach(), *torch.autograd.grad(y.square().sum(), (x, *layer.parameters()))
 
 
-def test_both_products_give_the_same():
+@pytest.mark.parametrize("products", ["fused", "sparse"])
+def test_all_products_give_the_same(products):
     for layer, x in layers():
         layer.products = "dense"
         want = gradients(layer, x)
-        layer.products = "sparse"
+        layer.products = products
         torch.testing.assert_close(gradients(layer, x), want)
-        assert layer.last_products == "sparse"
+        assert layer.last_products == products
 
 
 def test_sparse_below_the_break_even_density_and_dense_above(limit):
@@ -101,9 +102,11 @@ def trained(products, steps=12):
     return network, sparsifier
 
 
-def test_training_goes_the_same_way_on_either_products(limit):
+def test_training_goes_the_same_way_on_all_products(limit):
     dense, sparse = trained("dense")[0], trained("sparse")[0]
     torch.testing.assert_close(list(sparse.parameters()), list(dense.parameters()), rtol=1e-4, atol=1e-5)
+    fused = trained("fused")[0]
+    torch.testing.assert_close(list(fused.parameters()), list(dense.parameters()), rtol=1e-4, atol=1e-5)
     automatic, sparsifier = trained("auto")
     torch.testing.assert_close(list(automatic.parameters()), list(dense.parameters()), rtol=1e-4, atol=1e-5)
     layers = sparsifier.summary().layers
