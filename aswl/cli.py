@@ -1,4 +1,4 @@
-"""The command line: aswl train, eval, report, info.
+"""The command line: aswl train, eval, report, bench, info.
 
 Training, reports and the libraries they need are imported by the command that needs them, so that ``aswl info`` works
 where they are missing, and a missing one is one line.
@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
@@ -110,6 +111,41 @@ def report(args: list[str]) -> int:
     return 0
 
 
+def bench(args: list[str]) -> int:
+    """Time the products of a network's layers on this machine: aswl bench [MODEL] [--tune]."""
+    import tyro
+
+    from aswl.training.bench import bench, table
+
+    def options(
+        model: tyro.conf.Positional[str] = "resnet20",
+        batch: int = 128,
+        density: float = 0.1,
+        dtype: Literal["fp32", "bf16", "amp"] = "fp32",
+        device: str = "auto",
+        channels_last: bool = False,
+        size: int | None = None,
+        tune: bool = False,
+    ) -> dict[str, Any]:
+        """Time every different product of a network's sparse layers, forward and backward, with each kind of products that
+        the device has: dense, fused (on a GPU), sparse (on a CPU).
+
+        Args:
+            model: The network: lenet300, lenet5, resnet20, 32, 44, 56, 110, or resnet50.
+            batch: Images in a batch.
+            density: Fraction of the weights to keep.
+            dtype: Of weights and images, or amp: bf16 over fp32 weights.
+            device: auto (a GPU if there is one), cpu, cuda, cuda:1, ...
+            channels_last: Lay images out by channels.
+            size: Pixels of an image, in both directions; None is what the network was published for.
+            tune: Remember the fastest, for layers with products="auto".
+        """
+        return locals()
+
+    print(table(bench(**tyro.cli(options, args=args, prog="aswl bench"))))
+    return 0
+
+
 def info(args: list[str]) -> int:
     """Say what this machine offers: versions, kernels, threads, optional packages."""
     if args:
@@ -126,7 +162,13 @@ def info(args: list[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"train": train, "eval": evaluate, "report": report, "info": info}
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": train,
+    "eval": evaluate,
+    "report": report,
+    "bench": bench,
+    "info": info,
+}
 
 
 def main(argv: list[str] | None = None) -> int:

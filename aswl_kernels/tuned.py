@@ -32,6 +32,11 @@ class Measured(NamedTuple):
     versions: str
 
 
+def decides(x: Tensor) -> bool:
+    """Whether products of x are looked up here; on a CPU they depend on the density (:mod:`aswl_kernels.break_even`)."""
+    return x.device.type != "cpu"
+
+
 def products(op: str, x: Tensor, weight: Tensor, *geometry: object) -> str:
     """The ``products`` with which ``op(x, weight, ..., *geometry)`` was measured to be the fastest on this device.
 
@@ -45,9 +50,12 @@ def products(op: str, x: Tensor, weight: Tensor, *geometry: object) -> str:
 
         if not all(has_static_value(size) for size in x.shape):
             return "dense"
-    return _chosen(
-        x.device.type, x.device.index, compute_dtype(x), weight.dtype, *_tables.facts(op, x, weight, geometry)
-    )
+    return _chosen(*facts(op, x, weight, geometry))
+
+
+def facts(op: str, x: Tensor, weight: Tensor, geometry: tuple) -> tuple:
+    """What a key of the table names: device, dtype of the product and of the weight, and :func:`_tables.facts`."""
+    return x.device.type, x.device.index, compute_dtype(x), weight.dtype, *_tables.facts(op, x, weight, geometry)
 
 
 @torch.compiler.assume_constant_result
@@ -73,12 +81,11 @@ def tune(op: Callable[..., Tensor], x: Tensor, weight: Tensor, *geometry: object
     Forward, and backward as far as ``x`` and ``weight`` require gradients, on their device; in this process, and in
     ``tuned.json`` under $ASWL_CACHE (~/.cache/aswl) where it can be written.
     """
-    times = compare(op, x, weight, *geometry)
+    times = {name: series for name, series in compare(op, x, weight, *geometry).items() if name in PRODUCTS}
     ms = {name: round(statistics.median(series), 5) for name, series in times.items()}
     triton = getattr(sys.modules.get("triton"), "__version__", "not loaded")
     entry = Measured(min(ms, key=ms.get), ms, f"torch {torch.__version__}, triton {triton}")
-    facts = _tables.facts(op.__name__, x, weight, geometry)
-    key = _text(x.device.type, x.device.index, compute_dtype(x), weight.dtype, *facts)
+    key = _text(*facts(op.__name__, x, weight, geometry))
     known()[key] = entry
     _look_up.cache_clear()
     with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: no home
@@ -87,14 +94,16 @@ def tune(op: Callable[..., Tensor], x: Tensor, weight: Tensor, *geometry: object
     return entry
 
 
-def compare(op: Callable[..., Tensor], x: Tensor, weight: Tensor, *geometry: object) -> dict[str, list[float]]:
+def compare(
+    op: Callable[..., Tensor], x: Tensor, weight: Tensor, *geometry: object, threshold: Tensor | None = None
+) -> dict[str, list[float]]:
     """Milliseconds of ``op``, as in :func:`tune`, with each kind of products that x's device has, in turns.
 
-    Products that the operator refuses here are left out, and so are, with a warning, those whose results differ from
-    the dense ones.
+    ``threshold``: by default the mean magnitude. Products that the operator refuses here are left out, and so are, with
+    a warning, those whose results differ from the dense ones.
     """
     x, weight = (t.detach().requires_grad_(t.requires_grad and torch.is_grad_enabled()) for t in (x, weight))
-    threshold = weight.detach().abs().float().mean()
+    threshold = weight.detach().abs().float().mean() if threshold is None else threshold
     attention = torch.ones(1, device=x.device, requires_grad=weight.requires_grad)
     leaves = [t for t in (x, weight, attention) if t.requires_grad]
 

@@ -86,10 +86,10 @@ class SparseLayer(nn.Module):
     def _choose(self, op: Callable[..., Tensor], input: Tensor, *geometry: object) -> str:
         """The ``products`` of ``op(input, weight, ..., *geometry)``."""
         products = self.products
-        if products == "auto" and input.device.type == "cpu":
-            products = self._by_density(op, input, *geometry)
-        elif products == "auto":
+        if products == "auto" and tuned.decides(input):
             products = tuned.products(op.__name__, input, self.weight, *geometry)
+        elif products == "auto":
+            products = self._by_density(op, input, *geometry)
         if not torch.compiler.is_compiling():
             self.last_products = products
         return products

@@ -54,6 +54,21 @@ def test_sparse_below_the_break_even_density_and_dense_above(limit):
         assert layer.last_products == "dense"  # the density of the new threshold
 
 
+def test_what_the_table_of_tuned_products_says(monkeypatch):
+    monkeypatch.setattr(_layer.tuned, "decides", lambda x: True)  # as on a GPU
+    asked = []
+    monkeypatch.setattr(_layer.tuned, "products", lambda op, *args: asked.append((op, *args)) or "sparse")
+    for layer, x in layers():
+        asked.clear()
+        layer(x)
+        assert layer.last_products == "sparse" and layer.break_even is None
+        assert asked[0][1] is x and asked[0][2] is layer.weight
+        layer.products = "dense"
+        layer(x)
+        assert layer.last_products == "dense" and len(asked) == 1
+    assert asked[0][0] == "masked_conv2d" and asked[0][3:] == ((1, 1), (1, 1), (1, 1), 2)
+
+
 def test_a_dense_layer_is_not_measured(limit, monkeypatch):
     monkeypatch.setattr(_layer, "break_even", lambda *_: pytest.fail("measured"))
     layer = SparseLinear(40, 30)
