@@ -49,17 +49,23 @@ class Follower(Protocol):
         """Bring the structure up to date."""
 
 
-def follow(optimizer: Optimizer, follower: Follower) -> None:
+def follow(optimizer: Optimizer, follower: Follower, capturable: bool = False) -> None:
     """Call the follower in the course of every step: ``check`` when the gradients are complete, ``update`` within the
     step of a :class:`aswl.optim.FusedStep`, but ``prepare`` before that of another optimizer, ``finish`` at the end.
 
     With a closure, gradients are complete only after it has run. Steps that a ``GradScaler`` skips call nothing: it
-    leaves out ``step()``, or, for a fused optimizer, lends it the scale and the overflow flag.
+    leaves out ``step()``, or, for a fused optimizer, lends it the scale and the overflow flag. With ``capturable``
+    nothing waits for the device, and a step with such a flag raises ``RuntimeError``.
     """
     fused = isinstance(optimizer, FusedStep)
 
     def overflown() -> bool:
         flag = getattr(optimizer, "found_inf", None)
+        if flag is not None and capturable:
+            raise RuntimeError(
+                "step: want no GradScaler with capturable=True, since its overflow flag is read on the host to skip the "
+                "step; train in bf16, which needs none, or without capturable"
+            )
         return flag is not None and bool(flag.item())
 
     def scale() -> Tensor | float:

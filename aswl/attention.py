@@ -17,12 +17,15 @@ def pruning_ratio(attention: Tensor, alpha: float) -> Tensor:
 
 def attention_of(density: Tensor, alpha: float) -> Tensor:
     """The attention whose kept fraction is ``density``: 1 - (1 - density)^(1 / alpha)."""
+    if alpha == 1:
+        return density
     return 1 - (1 - density).pow(1 / alpha)
 
 
 def density_of(attention: Tensor, alpha: float) -> Tensor:
     """The kept fraction without the paper's floor: 1 - (1 - a)^alpha."""
-    return 1 - (1 - attention.clamp(0, 1)).pow(alpha)
+    attention = attention.clamp(0, 1)
+    return attention if alpha == 1 else 1 - (1 - attention).pow(alpha)
 
 
 def keep_count(attention: Tensor, sizes: Tensor, alpha: float, min_keep: int) -> Tensor:

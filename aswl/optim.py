@@ -66,7 +66,7 @@ class FusedStep(Optimizer):
             if any(group["weight_decay"] and not group["decay_pruned"] for group, _ in parts):
                 raise ValueError("decay_pruned=False: want options that the fused pass covers; got others")
             return None
-        sums = torch.empty(len(weights), 3, dtype=torch.float64, device=weights[0].device)
+        sums: list[Any] = [None] * len(weights)
         for group, members in parts:
             for alike in self._alike(group, members):
                 where = [place[id(weight)] for weight in alike]
@@ -74,8 +74,9 @@ class FusedStep(Optimizer):
                 got = self._pass(group, alike, [thresholds[i] for i in where], **shared)
                 if len(where) == len(weights) and where == sorted(where):
                     return got
-                sums[torch.tensor(where, device=sums.device)] = got
-        return sums
+                for i, row in zip(where, got):
+                    sums[i] = row
+        return torch.stack(sums)
 
     def _complete_groups(self) -> None:
         for group in self.param_groups:
@@ -97,7 +98,8 @@ class SGD(FusedStep, torch.optim.SGD):
     """``torch.optim.SGD``: the same arguments, states and results; ``decay_pruned=False`` spares pruned weights the decay.
 
     Attached to a sparsifier, the pruned weights take one fused pass per step, unless an option is outside of it
-    (``differentiable``, tensor ``lr`` or ``weight_decay``, sparse gradients): then torch's step with hooks.
+    (``differentiable``, tensor ``weight_decay``, sparse gradients): then torch's step with hooks. A tensor ``lr`` on the
+    device is read there, in the rest of torch's step with ``fused=True``.
     """
 
     def _is_covered(self, group: Group, weights: list[Tensor]) -> bool:
@@ -124,17 +126,14 @@ class AdamW(FusedStep, torch.optim.AdamW):
     decay.
 
     Attached to a sparsifier, the pruned weights take one fused pass per step, unless an option is outside of it
-    (``amsgrad``, ``capturable``, ``differentiable``, tensor options, step counts on a device): then torch's step with
-    hooks.
+    (``amsgrad``, ``differentiable``, tensor options other than ``lr``): then torch's step with hooks.
     """
 
     def _is_covered(self, group: Group, weights: list[Tensor]) -> bool:
-        if group["amsgrad"] or group["capturable"] or any(isinstance(beta, Tensor) for beta in group["betas"]):
+        if group["amsgrad"] or any(isinstance(beta, Tensor) for beta in group["betas"]):
             return False
         states = [(self.state[weight], weight) for weight in weights if self.state.get(weight)]
-        return all(
-            s["step"].is_cpu and _fits(s["exp_avg"], weight) and _fits(s["exp_avg_sq"], weight) for s, weight in states
-        ) and (not group["fused"] or weights[0].is_cpu)
+        return all(_fits(state[name], weight) for state, weight in states for name in ("exp_avg", "exp_avg_sq"))
 
     def _alike(self, group: Group, weights: list[Tensor]) -> list[list[Tensor]]:
         return _parted(weights, lambda w: w.dtype)
@@ -144,13 +143,16 @@ class AdamW(FusedStep, torch.optim.AdamW):
         self._init_group(group | {"params": weights}, [], [], exp_avgs, exp_avg_sqs, [], steps)
         torch._foreach_add_(steps, 1)
         options |= {name: group[name] for name in ("lr", "betas", "eps", "weight_decay", "maximize")}
-        grads, counts = [weight.grad for weight in weights], [step.item() for step in steps]
-        return fused_adamw_(weights, grads, exp_avgs, exp_avg_sqs, counts, thresholds, **options)
+        if steps[0].is_cpu and not group["capturable"]:  # torch's own, who reads them there, too
+            steps = [step.item() for step in steps]
+        grads = [weight.grad for weight in weights]
+        return fused_adamw_(weights, grads, exp_avgs, exp_avg_sqs, steps, thresholds, **options)
 
 
 def _is_plain(group: Group, weights: list[Tensor]) -> bool:
     """Whether options that all optimizers have, and the gradients, are what the pass can take."""
-    tensors = any(isinstance(group[name], Tensor) for name in ("lr", "weight_decay"))
+    lr, decay = group["lr"], group["weight_decay"]
+    tensors = isinstance(decay, Tensor) or (isinstance(lr, Tensor) and lr.requires_grad)
     return not group["differentiable"] and not tensors and all(_fits(w.grad, w) for w in weights)
 
 

@@ -31,6 +31,7 @@ class Settings:
     weight_penalty: float
     products: str
     backward_density: float | None
+    capturable: bool
     target: Schedule | None = field(init=False, default=None)  # density by step; None in the paper's mode
     pruned_gradient: Schedule | None = field(init=False, default=None)  # factor of the pruned weights' gradient by step
 
@@ -46,6 +47,8 @@ class Settings:
         _check(
             isinstance(self.refresh_every, int) and self.refresh_every >= 1, "refresh_every >= 1", self.refresh_every
         )
+        wanted = "refresh_every=1 with capturable=True, since a graph does the same work at every step"
+        _check(self.refresh_every == 1 or not self.capturable, wanted, self.refresh_every)
         _check(0 < self.band < 1, "band in (0, 1)", self.band)
         _check(0 <= self.penalty_target <= 1, "penalty_target in [0, 1]", self.penalty_target)
         _check(self.weight_penalty >= 0, "weight_penalty >= 0", self.weight_penalty)
@@ -71,6 +74,11 @@ class Settings:
         self._default("pruned_gradient", gradient_schedule(self.dense_gradient, self.steps))
         if self.density == 1 or self.gamma == 0:
             warnings.warn(f"ASWL: density={self.density}, gamma={self.gamma} prunes nothing", stacklevel=4)
+
+    @property
+    def reads_attentions(self) -> bool:
+        """Whether the attentions' own gradients, sums over weights, have a part in moving them."""
+        return self.target is None or self.attention_gradient != "band"
 
     def _default(self, name: str, value: object) -> None:
         if getattr(self, name) is None:

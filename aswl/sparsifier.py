@@ -11,9 +11,10 @@ from torch.optim import Optimizer
 
 from aswl import attention as rules
 from aswl.attachment import check_optimizer, follow, forbid_steps
+from aswl.clock import Clock, DeviceClock
 from aswl.convert import release, sparsify
+from aswl.follower import StepFollower
 from aswl.guard import Guard
-from aswl.optim import FusedStep
 from aswl.schedule import Schedule
 from aswl.settings import Settings
 from aswl.steering import Steering
@@ -47,8 +48,9 @@ class ASWL:
     product's kernel, "auto" does what was measured to be faster, shape by shape: on a CPU by itself (eager fp32), on a
     GPU by ``aswl bench --tune`` (:meth:`summary` shows it).
     ``backward_density``: restricts the weights' gradients to this fraction of the largest weights (Top-KAST, arXiv
-    2106.03517), at least ``density``; None is all. ``guard=False`` switches off the
-    check for dead or non-finite gradients, which waits for the device once per step.
+    2106.03517), at least ``density``; None is all. ``capturable``: a step can be captured in a CUDA graph (see
+    ``docs/method.md``); schedules are then called for all ``steps`` beforehand. ``guard``: the check for dead or
+    non-finite gradients, which waits for the device once per step; by default on unless ``capturable``.
 
     Raises ``ValueError`` for options out of range, patterns that match nothing, and models with nothing to prune; warns
     where the density asked for cannot be met.
@@ -77,7 +79,8 @@ class ASWL:
         weight_penalty: float = 0.0,
         products: str = "auto",
         backward_density: float | None = None,
-        guard: bool = True,
+        capturable: bool = False,
+        guard: bool | None = None,
     ):
         self.settings = Settings(
             density,
@@ -96,19 +99,23 @@ class ASWL:
             weight_penalty,
             products,
             backward_density,
+            capturable,
         )
+        if guard and capturable:
+            raise ValueError("ASWL: want guard=False with capturable=True, since the guard reads norms on the host")
         self.model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
-        self.step = 0
         entries, left_dense = sparsify(self.model, include, exclude, depthwise)
         self._structure = Structure(entries)
+        self._clock = (DeviceClock if capturable else Clock)(self.settings, self._structure)
         self._steering = Steering(self._structure, self.settings)
-        self._guard = Guard(list(self._structure.counts)) if guard else None
+        self._guard = None if capturable or guard is False else Guard(list(self._structure.counts))
         self._penalized = False
         self._warn_of_density(left_dense)
         for entry in entries:
             entry.attention.detach().fill_(self.settings.initial_attention)
             for layer in entry.layers:
                 layer.attention_scale = self.settings.attention_scale
+                layer.attention_steered = not self.settings.reads_attentions
                 layer.products = self.settings.products
         self.refresh()
         self._attached = False
@@ -135,7 +142,7 @@ class ASWL:
         if self._attached:
             raise RuntimeError("attach: called twice; this sparsifier already follows an optimizer")
         check_optimizer(optimizer, self._structure)
-        follow(optimizer, _Follower(self))
+        follow(optimizer, StepFollower(self), self.settings.capturable)
         self._attached = True
         self._allow_steps()
         self.refresh()
@@ -143,7 +150,7 @@ class ASWL:
     def penalty(self) -> Tensor:
         """gamma (S(a) - r)^2 + lambda sum(sparse^2), 0-d and differentiable: in the paper's mode, add it to the loss."""
         self._penalized = True
-        total = torch.zeros((), device=self._structure.entries[0].weight.device)
+        total = torch.zeros((), device=self._structure.device)
         if self.settings.gamma is not None:
             density = rules.soft_density(self._structure.attentions(), self._structure.sizes, self.settings.alpha)
             total = self.settings.gamma * (density - self.settings.penalty_target) ** 2
@@ -162,15 +169,24 @@ class ASWL:
             keep = rules.keep_count(attention, sizes, options.alpha, options.min_keep)
         else:
             density = rules.density_of(attention.double(), options.alpha).clamp(min=1e-9)
-            density, keep = share_budget(density, sizes, self._budget(), options.min_keep)
+            budget = self._clock.budget
+            density, keep = share_budget(density, sizes, budget, options.min_keep)
             attention = rules.attention_of(density, options.alpha)
         thresholds = magnitude_threshold([entry.weight for entry in self._structure.entries], keep)
-        self._structure.store(attention, thresholds.masked_fill(keep >= sizes, 0), keep)
+        self._structure.store(attention, thresholds.masked_fill(keep >= sizes, 0))
+        if keep.is_cpu and not options.capturable:  # no wait for a device
+            self._structure.note(keep)
         if options.backward_density is not None:
-            wider = max(round(options.backward_density * self._structure.total), self._budget())
+            wider = round(options.backward_density * self._structure.total)
+            wider = budget.clamp(min=wider) if isinstance(budget, Tensor) else max(budget, wider)
             learn = share_budget(density, sizes, wider, options.min_keep)[1].maximum(keep)
             limits = magnitude_threshold([entry.weight for entry in self._structure.entries], learn)
             self._structure.restrict(limits.masked_fill(learn >= sizes, 0))
+
+    @property
+    def step(self) -> int:
+        """Optimizer updates done."""
+        return self._clock.step
 
     @property
     def density(self) -> float:
@@ -211,7 +227,7 @@ class ASWL:
             "layers": dict(self._structure.counts),
             "step": self.step,
             "signal": self._steering.signal.clone(),
-            "observed": self._steering.observed,
+            "observed": int(self._steering.observed),
             "idle": dict(self._guard.idle) if self._guard else {},
             "break_even": dict(known()),
             "learnable": self._structure.learnable(),
@@ -226,19 +242,14 @@ class ASWL:
         if state["layers"] != layers:
             differing = sorted(dict(state["layers"].items() ^ layers.items()))
             raise ValueError(f"load_state_dict: want the state of the same pruned layers; these differ: {differing}")
-        self.step, self._steering.observed = state["step"], state["observed"]
-        self._steering.signal = state["signal"].clone()
+        self._clock.step = state["step"]
+        self._steering.observed.fill_(state["observed"])
+        self._steering.signal.copy_(state["signal"])
         if self._guard:
             self._guard.idle.update(state["idle"])
         if state.get("learnable") is not None:
             self._structure.restrict(state["learnable"])
         known().update(state.get("break_even", {}))  # so that the same products are taken again
-
-    def _budget(self) -> int:
-        density = self.settings.target(self.step)
-        if not 0 < density <= 1:
-            raise ValueError(f"ASWL: want a density in (0, 1] from the schedule; got {density} at step {self.step}")
-        return max(round(density * self._structure.total), 1)
 
     def _warn_of_density(self, left_dense: int) -> None:
         density, total = self.settings.density, self._structure.total
@@ -255,53 +266,3 @@ class ASWL:
                 f"{left_dense / (total + left_dense):.3f}, the share of the layers left dense",
                 stacklevel=3,
             )
-
-
-class _Follower:
-    """The sparsifier's part in an optimizer's step, see :class:`aswl.attachment.Follower`."""
-
-    def __init__(self, sparsifier: ASWL):
-        self.sparsifier = sparsifier
-
-    def check(self) -> None:
-        """The guard; and a word where the paper's mode lacks its penalty."""
-        own = self.sparsifier
-        if own._guard:
-            own._guard.check(own.model, own.step)
-        if own.settings.gamma and not own._penalized:
-            own._penalized = True
-            warnings.warn("ASWL: gamma= prunes through sparsifier.penalty(), which is not in the loss", stacklevel=5)
-
-    @torch.no_grad()
-    def prepare(self, scale: Tensor | float) -> None:
-        """Take the attention's signal from the dense gradients; then scale those of the pruned weights."""
-        own = self.sparsifier
-        own._steering.apply(scale)
-        factor = own.settings.pruned_gradient(own.step)
-        if factor != 1:
-            for entry in own._structure.entries:
-                if entry.weight.grad is not None:
-                    pruned = entry.weight.abs().float() < entry.threshold
-                    entry.weight.grad.mul_(torch.where(pruned, factor, 1.0))
-
-    @torch.no_grad()
-    def update(self, optimizer: FusedStep, scale: Tensor | float) -> list[Tensor]:
-        """Step the pruned weights and take the attention's signal in one pass, or prepare for torch's step."""
-        own = self.sparsifier
-        entries = [entry for entry in own._structure.entries if entry.weight.grad is not None]
-        weights = [entry.weight for entry in entries]
-        options = {"pruned_gradient": own.settings.pruned_gradient(own.step), "band": own.settings.band}
-        grad_scale = scale if isinstance(scale, Tensor) else None
-        thresholds = [entry.threshold for entry in entries]
-        sums = optimizer.update_pruned(weights, thresholds, grad_scale, **options) if entries else None
-        if sums is None:
-            self.prepare(scale)
-            return []
-        own._steering.apply(scale, sums)
-        return weights
-
-    def finish(self) -> None:
-        own = self.sparsifier
-        own.step += 1
-        if own.step % own.settings.refresh_every == 0:
-            own.refresh()

@@ -38,9 +38,13 @@ class Structure:
         self._sizes = torch.tensor(list(self.counts.values()))
 
     @property
+    def device(self) -> torch.device:
+        return self.entries[0].weight.device
+
+    @property
     def sizes(self) -> Tensor:
         """Weights per entry, int64."""
-        self._sizes = self._sizes.to(self.entries[0].weight.device)
+        self._sizes = self._sizes.to(self.device)
         return self._sizes
 
     def attentions(self) -> Tensor:
@@ -51,15 +55,17 @@ class Structure:
         """How many weights are kept, counted."""
         return sum(entry.layers[0].kept for entry in self.entries)
 
-    def store(self, attention: Tensor, threshold: Tensor, keep: Tensor) -> None:
-        """Write attentions and thresholds into the layers; the counts kept tell them their density, on a CPU."""
+    def store(self, attention: Tensor, threshold: Tensor) -> None:
+        """Write attentions and thresholds into the layers."""
         torch._foreach_copy_([entry.attention for entry in self.entries], attention.split(1))
         values = [t for entry, t in zip(self.entries, threshold.unbind()) for _ in entry.layers]
         torch._foreach_copy_([layer.threshold for entry in self.entries for layer in entry.layers], values)
-        if keep.device.type == "cpu":  # no wait for a device
-            for entry, kept in zip(self.entries, keep.tolist()):
-                for layer in entry.layers:
-                    layer.note_density(kept / self.counts[entry.name])
+
+    def note(self, keep: Tensor) -> None:
+        """Tell the layers how many weights they keep, [L] on a CPU, so that they need not count."""
+        for entry, kept in zip(self.entries, keep.tolist()):
+            for layer in entry.layers:
+                layer.note_density(kept / self.counts[entry.name])
 
     def restrict(self, limits: Tensor) -> None:
         """Let only weights of these magnitudes, [L], and above have a gradient."""

@@ -114,7 +114,8 @@ def _learning(weight: Tensor, learnable: Tensor | None) -> Tensor:
 def _folded(x, weight, threshold, attention, bias, scaled, gate):
     """The sparse weight and the bias, both scaled by the attention, in x's dtype."""
     if bias is not None:  # of which nothing is pruned
-        bias = gate(bias, attention, torch.zeros_like(threshold), x.dtype, scaled)
+        zero = torch.zeros_like(threshold)
+        bias = bias.to(x.dtype) if attention is None else gate(bias, attention, zero, x.dtype, scaled)
     return gate(weight, attention, threshold, x.dtype, scaled), bias
 
 

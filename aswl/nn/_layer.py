@@ -11,6 +11,24 @@ from aswl_kernels import gate, magnitude_threshold, tuned
 from aswl_kernels.break_even import CEILING, SMALLEST, break_even, eligible
 
 
+class _Tie(torch.autograd.Function):
+    """The weight, in a graph that also holds the attention, which gets no gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, attention: Tensor) -> Tensor:
+        return weight.view_as(weight)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
 class SparseLayer(nn.Module):
     """Mixin in front of ``nn.Linear`` or ``nn.Conv2d``: the weight acts as ``attention * weight`` where
     ``abs(weight) >= threshold`` and as 0 elsewhere (arXiv 2111.02399); its gradient is straight-through.
@@ -18,14 +36,17 @@ class SparseLayer(nn.Module):
     ``attention``: parameter [1], 1 at first; ``threshold``: 0-d buffer, 0 (nothing pruned) until a
     :class:`aswl.ASWL` sets it. Both stay fp32 or wider, whatever dtype the module is moved to.
     ``attention_scale``: "paper" multiplies the output by the attention, "detached" by 1 and leaves the attention the
-    same gradient. ``products``: "dense", "sparse" (y and the input gradient by the kept weights alone), "fused" (mask and
-    product in one kernel), or "auto": what was measured to be faster, on a CPU sparse or dense at the layer's density
-    (:func:`aswl_kernels.break_even`), elsewhere fused or dense for its shape (:mod:`aswl_kernels.tuned`).
+    same gradient. ``attention_steered``: someone else sets the attention's gradient, and none is computed; it stays in
+    the graph, so that whoever waits for all parameters' gradients does not wait in vain. ``products``: "dense", "sparse"
+    (y and the input gradient by the kept weights alone), "fused" (mask and product in one kernel), or "auto": what was
+    measured to be faster, on a CPU sparse or dense at the layer's density (:func:`aswl_kernels.break_even`), elsewhere
+    fused or dense for its shape (:mod:`aswl_kernels.tuned`).
     ``learnable``: 0-d buffer, None at first: weights of smaller magnitude get no gradient (``backward_density``).
     """
 
     dense_type: type[nn.Module]  # the parent
     attention_scale = "paper"
+    attention_steered = False
     products = "auto"
     positions: int | None = None  # products per sample and weight, seen in the last eager forward
     last_products: str | None = None  # those of the last eager forward, "auto" resolved
@@ -69,7 +90,15 @@ class SparseLayer(nn.Module):
         if self.bias is not None:
             self.bias.mul_(scale)
         del self.attention, self.threshold, self.learnable
-        for name in ("attention_scale", "products", "positions", "last_products", "break_even", "_share"):
+        for name in (
+            "attention_scale",
+            "attention_steered",
+            "products",
+            "positions",
+            "last_products",
+            "break_even",
+            "_share",
+        ):
             vars(self).pop(name, None)
         self.__class__ = self.dense_type
         return self
@@ -78,6 +107,14 @@ class SparseLayer(nn.Module):
     def scaled(self) -> bool:
         """Whether the output is multiplied by the attention's value, and not by 1 with the attention's gradient."""
         return self.attention_scale == "paper"
+
+    def _masking(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The weight, the threshold and the attention as a masked product takes them."""
+        if not self.attention_steered:
+            return weight, self.threshold, self.attention
+        if torch.is_grad_enabled():
+            weight = _Tie.apply(weight, self.attention)
+        return weight, self.threshold, self.attention.detach() if self.scaled else None
 
     def note_density(self, density: float) -> None:
         """Spare the layer the count: the density that belongs to its threshold as it is now."""

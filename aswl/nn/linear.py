@@ -20,5 +20,4 @@ class SparseLinear(SparseLayer, nn.Linear):
         if not torch.compiler.is_compiling():
             self.positions = input.shape[1:-1].numel()
         products = self._choose(masked_linear, input)
-        scalars = self.threshold, self.attention
-        return masked_linear(input, self.weight, *scalars, self.bias, self.scaled, products, self.learnable)
+        return masked_linear(input, *self._masking(self.weight), self.bias, self.scaled, products, self.learnable)

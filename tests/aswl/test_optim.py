@@ -176,6 +176,21 @@ def test_a_later_hook_that_changes_gradients_counts():
 
 
 @kinds
+def test_a_learning_rate_in_a_tensor(name):
+    """The same as the number, and a scheduler changes it where it is."""
+    lr = torch.tensor(2**-6)
+    results = []
+    for rate in (lr, lr.item()):
+        model, _, optimizer = sparse(KINDS[name][0], {"lr": rate})
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        for step in range(4):
+            results.append(train(model, optimizer, 1, begin=step))
+            scheduler.step()
+    torch.testing.assert_close(results[:4], results[4:], rtol=0, atol=0)
+    assert lr == 2**-10
+
+
+@kinds
 def test_closures(name):
     model, _, optimizer = sparse(KINDS[name][0], {"lr": 0.01})
     twin, _, other = sparse(KINDS[name][0], {"lr": 0.01})
@@ -232,9 +247,9 @@ def test_grad_scaler(name, fused):
     "name, options",
     [
         ("sgd", {"differentiable": True}),
-        ("sgd", {"lr": torch.tensor(0.01)}),
+        ("sgd", {"weight_decay": torch.tensor(0.01)}),
         ("adamw", {"amsgrad": True}),
-        ("adamw", {"lr": torch.tensor(0.01)}),
+        ("adamw", {"betas": (torch.tensor(0.9), 0.99)}),
         ("adamw", {"differentiable": True}),
     ],
     ids=str,
