@@ -26,46 +26,47 @@ class Tile(NamedTuple):
     stages: int
 
 
-# by bytes per element of the first and the second operand, the largest first: from 128x256 on, what tensor cores eat
-# comes out of level 2 fast enough; none spills on sm_90
+# by bytes per element of the first and the second operand; from 128x256 on, level 2 delivers what tensor cores eat.
+# On sm_90 none of them spills, and wgmma takes its first operand from registers while the next one is masked
 TILES = {
-    (2, 2): (Tile(128, 256, 64, 8, 4), Tile(128, 128, 64, 8, 4), Tile(64, 64, 64, 4, 4)),
+    (2, 2): (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 4), Tile(64, 64, 64, 4, 4)),
     (4, 2): (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3), Tile(64, 64, 64, 4, 3)),
     (4, 4): (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 3)),
 }
 POINTER_TILES = (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 3))  # no TMA: within 64 KB and the registers left
-FILL = 128  # tiles: about the multiprocessors of the GPUs in use
+PROCESSORS = 132  # multiprocessors of a GPU that is not there (an H200's)
 GROUP = 16  # rows of tiles that are computed together, so that what they read stays in level 2
 FULL = "ieee"  # of fp32 where PyTorch's settings do not allow TF32; "tf32x3" comes close to it on tensor cores
 
 
 @triton.jit
 def masked_linear_kernel(
-    w, x, y_ptr, t_ptr, a_ptr, b_ptr, M, N, K, stride_w, stride_x,
+    w, x, y, t_ptr, a_ptr, b_ptr, M, N, K, stride_w, stride_x,
     TURNED: tl.constexpr, DESCRIPTORS: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """y [N, M] = a (x [N, K] sparse.T + b); the weight is [M, K], or, TURNED, [K, M]."""
-    m, n = _place(M, N, BLOCK_M, BLOCK_N, GROUP)
-    tl.assume(K > 0)  # without a way around the loop, or ptxas would wait for every single wgmma (warning C7515)
     t = tl.load(t_ptr + tl.zeros([1, 1], tl.int32)).to(tl.float32)  # a tile: a scalar would keep the mask off registers
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for k in range(0, K, BLOCK_K):
-        inside = None if EVEN else K
-        if TURNED:
-            w_tile = _tile(w, k, m, inside, M, stride_w, BLOCK_K, BLOCK_M, DESCRIPTORS).T
-        else:
-            w_tile = _tile(w, m, k, M, inside, stride_w, BLOCK_M, BLOCK_K, DESCRIPTORS)
-        x_tile = _tile(x, n, k, N, inside, stride_x, BLOCK_N, BLOCK_K, DESCRIPTORS)
-        kept = _sparse(w_tile, t, WIDE).to(x_tile.dtype)
-        acc = tl.dot(_wide(kept, WIDE), _wide(x_tile, WIDE).T, acc, input_precision=PRECISION)
-    rows, columns = n + tl.arange(0, BLOCK_N), m + tl.arange(0, BLOCK_M)
-    if b_ptr is not None:
-        acc += tl.load(b_ptr + columns, mask=columns < M, other=0.0).to(tl.float32)[:, None]
-    if a_ptr is not None:
-        acc *= tl.load(a_ptr).to(tl.float32)
-    y_ptrs = y_ptr + rows.to(tl.int64)[None, :] * M + columns[:, None]
-    tl.store(y_ptrs, acc.to(y_ptr.dtype.element_ty), mask=(columns < M)[:, None] & (rows < N)[None, :])
+    inside = None if EVEN else K
+    tl.assume(K > 0)  # without a way around the loop, or ptxas would wait for every single wgmma (warning C7515)
+    tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=DESCRIPTORS):
+        m, n = _place(tile, M, N, BLOCK_M, BLOCK_N, GROUP)
+        acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for k in range(0, K, BLOCK_K):
+            if TURNED:
+                w_tile = _load(w, k, m, inside, M, stride_w, BLOCK_K, BLOCK_M, DESCRIPTORS).T
+            else:
+                w_tile = _load(w, m, k, M, inside, stride_w, BLOCK_M, BLOCK_K, DESCRIPTORS)
+            x_tile = _load(x, n, k, N, inside, stride_x, BLOCK_N, BLOCK_K, DESCRIPTORS)
+            kept = _sparse(w_tile, t, WIDE).to(x_tile.dtype)
+            acc = tl.dot(_wide(kept, WIDE), _wide(x_tile, WIDE).T, acc, input_precision=PRECISION)
+        if b_ptr is not None:
+            columns = m + tl.arange(0, BLOCK_M)
+            acc += tl.load(b_ptr + columns, mask=columns < M, other=0.0).to(tl.float32)[:, None]
+        if a_ptr is not None:
+            acc *= tl.load(a_ptr).to(tl.float32)
+        _store(y, acc.T, n, m, N, M, BLOCK_N, BLOCK_M, DESCRIPTORS)
 
 
 @triton.jit
@@ -75,42 +76,45 @@ def masked_linear_weight_gradient_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """y [M, N] = a grad [K, M].T x [K, N], 0 where not learnable; of each tile the sum(grad.T x * sparse)."""
-    m, n = _place(M, N, BLOCK_M, BLOCK_N, GROUP)
+    m, n = _place(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP)
+    t = tl.load(t_ptr).to(tl.float32)
+    inside = None if EVEN else K
     tl.assume(K > 0)
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for k in range(0, K, BLOCK_K):
-        inside = None if EVEN else K
-        g_tile = _tile(g, k, m, inside, M, stride_g, BLOCK_K, BLOCK_M, DESCRIPTORS)
-        x_tile = _tile(x, k, n, inside, N, stride_x, BLOCK_K, BLOCK_N, DESCRIPTORS)
+        g_tile = _load(g, k, m, inside, M, stride_g, BLOCK_K, BLOCK_M, DESCRIPTORS)
+        x_tile = _load(x, k, n, inside, N, stride_x, BLOCK_K, BLOCK_N, DESCRIPTORS)
         acc = tl.dot(_wide(g_tile, WIDE).T, _wide(x_tile, WIDE), acc, input_precision=PRECISION)
-    halves = tl.split(tl.permute(tl.reshape(acc, [BLOCK_M, 2, BLOCK_N // 2]), [0, 2, 1]))  # or registers would spill
+    left, right = _halves(acc, BLOCK_M, BLOCK_N)  # what follows is done by quarters, or registers would spill
+    a, b = _halves(left, BLOCK_M, BLOCK_N // 2)
+    c, d = _halves(right, BLOCK_M, BLOCK_N // 2)
+    parts = a, b, c, d
     total = 0.0
-    for half in tl.static_range(2):
+    for quarter in tl.static_range(4):
         rows = (m + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None]
-        columns = (n + half * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)).to(tl.int64)[None, :]
-        inside = (rows < M) & (columns < N)
-        w = tl.load(w_ptr + rows * stride_wm + columns * stride_wn, mask=inside, other=0.0).to(tl.float32)
-        sparse = tl.where(tl.abs(w) < tl.load(t_ptr).to(tl.float32), 0.0, w)
-        total += tl.sum(tl.where(inside, halves[half] * sparse, 0.0))
-        y = halves[half] if a_ptr is None else halves[half] * tl.load(a_ptr).to(tl.float32)
+        columns = (n + quarter * (BLOCK_N // 4) + tl.arange(0, BLOCK_N // 4)).to(tl.int64)[None, :]
+        valid = (rows < M) & (columns < N)
+        w = tl.load(w_ptr + rows * stride_wm + columns * stride_wn, mask=valid, other=0.0).to(tl.float32)
+        total += tl.sum(tl.where(valid, parts[quarter] * tl.where(tl.abs(w) < t, 0.0, w), 0.0))
+        part = parts[quarter] if a_ptr is None else parts[quarter] * tl.load(a_ptr).to(tl.float32)
         if l_ptr is not None:
-            y = tl.where(tl.abs(w) < tl.load(l_ptr).to(tl.float32), 0.0, y)
-        tl.store(y_ptr + rows * N + columns, y.to(y_ptr.dtype.element_ty), mask=inside)
+            part = tl.where(tl.abs(w) < tl.load(l_ptr).to(tl.float32), 0.0, part)
+        _store(y_ptr, part, m, n + quarter * (BLOCK_N // 4), M, N, BLOCK_M, BLOCK_N // 4, False)
     tl.store(sums_ptr + tl.program_id(0), total)
 
 
 @triton.jit
-def _place(M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):
-    """Where this program's tile begins: GROUP rows of tiles, column by column, then the next ones."""
-    program, columns = tl.program_id(0), tl.cdiv(N, BLOCK_N)
-    first = program // (GROUP * columns) * GROUP
+def _place(tile, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):
+    """Where the tile begins: they go through GROUP rows of tiles column by column, then through the next rows."""
+    columns = tl.cdiv(N, BLOCK_N)
+    first = tile // (GROUP * columns) * GROUP
     height = tl.minimum(tl.cdiv(M, BLOCK_M) - first, GROUP)
-    place = program % (GROUP * columns)
+    place = tile % (GROUP * columns)
     return (first + place % height) * BLOCK_M, place // height * BLOCK_N
 
 
 @triton.jit
-def _tile(
+def _load(
     source, row, column, n_rows, n_columns, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DESCRIPTOR: tl.constexpr
 ):
     """[ROWS, COLUMNS] of a row-major matrix from (row, column) on, 0 outside; sizes are None where it does not end."""
@@ -126,6 +130,25 @@ def _tile(
             inside = (r < n_rows) & (c < n_columns)
         tile = tl.load(source + r.to(tl.int64) * stride + c, mask=inside, other=0.0)
     return tile
+
+
+@triton.jit
+def _store(
+    target, tile, row, column, n_rows, n_columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DESCRIPTOR: tl.constexpr
+):
+    """Write the tile [ROWS, COLUMNS] to the gapless matrix from (row, column) on, as far as it goes."""
+    if DESCRIPTOR:
+        target.store([row, column], tile.to(target.dtype))
+    else:
+        r, c = row + tl.arange(0, ROWS)[:, None], column + tl.arange(0, COLUMNS)[None, :]
+        pointers = target + r.to(tl.int64) * n_columns + c
+        tl.store(pointers, tile.to(target.dtype.element_ty), mask=(r < n_rows) & (c < n_columns))
+
+
+@triton.jit
+def _halves(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The left and the right half of the tile's columns."""
+    return tl.split(tl.permute(tl.reshape(tile, [ROWS, 2, COLUMNS // 2]), [0, 2, 1]))
 
 
 @triton.jit
@@ -155,12 +178,13 @@ def masked_linear(
     w, rows = _row_major(weight.mT if turned else weight), _row_major(x)
     bias = bias if bias is None else bias.contiguous()
     y = torch.empty([*x.shape[:-1], M], dtype=x.dtype, device=x.device)
+    flat = y.view(N, M)
     with on(x):
-        tile, descriptors = _choose(w, rows, M, N)
+        tile, descriptors = _choose(w, rows, flat)
         w_block = (tile.k, tile.m) if turned else (tile.m, tile.k)
-        sources = _sources(descriptors, (w, w_block), (rows, (tile.n, tile.k)))
-        masked_linear_kernel[_grid(tile, M, N)](
-            *sources, y, threshold, attention, bias, M, N, K, w.stride(0), rows.stride(0),
+        operands = _operands(descriptors, (w, w_block), (rows, (tile.n, tile.k)), (flat, (tile.n, tile.m)))
+        masked_linear_kernel[_grid(tile, M, N, x)](
+            *operands, threshold, attention, bias, M, N, K, w.stride(0), rows.stride(0),
             turned, descriptors, *_constants(tile, K, w, rows), num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     return y
@@ -181,11 +205,11 @@ def masked_linear_weight_gradient(
     grads, rows = _row_major(grad), _row_major(x)
     y = torch.empty(M, N, dtype=weight.dtype, device=weight.device)
     with on(x):
-        tile, descriptors = _choose(grads, rows, M, N)
-        sums = torch.empty(_grid(tile, M, N), dtype=torch.float32, device=weight.device)
-        sources = _sources(descriptors, (grads, (tile.k, tile.m)), (rows, (tile.k, tile.n)))
+        tile, descriptors = _choose(grads, rows, y)
+        sums = torch.empty(_tiles(tile, M, N), dtype=torch.float32, device=x.device)
+        operands = _operands(descriptors, (grads, (tile.k, tile.m)), (rows, (tile.k, tile.n)))
         masked_linear_weight_gradient_kernel[sums.shape](
-            *sources, weight, y, sums, threshold, attention, learnable, M, N, K, grads.stride(0), rows.stride(0),
+            *operands, weight, y, sums, threshold, attention, learnable, M, N, K, grads.stride(0), rows.stride(0),
             *weight.stride(), descriptors, *_constants(tile, K, grads, rows), num_warps=tile.warps,
             num_stages=tile.stages,
         )  # fmt: skip
@@ -199,11 +223,13 @@ def _row_major(t: Tensor) -> Tensor:
     return t if whole else t.clone(memory_format=torch.contiguous_format)
 
 
-def _choose(left: Tensor, right: Tensor, M: int, N: int) -> tuple[Tile, bool]:
-    """The largest tile of which y [M, N] fills a GPU, or the smallest; and whether descriptors name the operands."""
-    descriptors = _has_tma() and _describable(left) and _describable(right)
+def _choose(left: Tensor, right: Tensor, y: Tensor) -> tuple[Tile, bool]:
+    """The tile with which a multiprocessor loads the least for y; and whether descriptors name all three."""
+    descriptors = _has_tma() and all(_describable(t) for t in (left, right, y))
     sizes = TILES[left.itemsize, right.itemsize] if descriptors else POINTER_TILES
-    return next((tile for tile in sizes if _grid(tile, M, N)[0] >= FILL), sizes[-1]), descriptors
+    return min(
+        sizes, key=lambda tile: triton.cdiv(_tiles(tile, *y.shape), _processors(y)) * (tile.m + tile.n)
+    ), descriptors
 
 
 def _has_tma() -> bool:
@@ -219,15 +245,24 @@ def _describable(t: Tensor) -> bool:
     return max(t.shape) < 2**31 and t.data_ptr() % 16 == 0 and t.stride(0) * t.itemsize % 16 == 0
 
 
-def _sources(descriptors: bool, *operands: tuple[Tensor, tuple[int, int]]) -> list[Tensor | TensorDescriptor]:
-    """What the kernels load tiles of the given shapes from."""
+def _operands(descriptors: bool, *matrices: tuple[Tensor, tuple[int, int]]) -> list[Tensor | TensorDescriptor]:
+    """Each matrix as what the kernels load and store tiles of the given shape from."""
     if not descriptors:
-        return [t for t, _ in operands]
-    return [TensorDescriptor(t, list(t.shape), [t.stride(0), 1], list(block)) for t, block in operands]
+        return [t for t, _ in matrices]
+    return [TensorDescriptor(t, list(t.shape), [t.stride(0), 1], list(block)) for t, block in matrices]
 
 
-def _grid(tile: Tile, M: int, N: int) -> tuple[int]:
-    return (triton.cdiv(M, tile.m) * triton.cdiv(N, tile.n),)
+def _tiles(tile: Tile, M: int, N: int) -> int:
+    return triton.cdiv(M, tile.m) * triton.cdiv(N, tile.n)
+
+
+def _grid(tile: Tile, M: int, N: int, device_of: Tensor) -> tuple[int]:
+    """Programs that take tile after tile, as many as run at once, so that each loads ahead while it stores."""
+    return (min(_tiles(tile, M, N), _processors(device_of) * 8 // tile.warps),)
+
+
+def _processors(t: Tensor) -> int:
+    return torch.cuda.get_device_properties(t.device).multi_processor_count if t.is_cuda else PROCESSORS
 
 
 def _constants(tile: Tile, K: int, left: Tensor, right: Tensor) -> tuple[bool, str, bool, int, int, int, int]:

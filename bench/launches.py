@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from functools import partial
+from unittest import mock
 
 import torch
 
-from aswl_kernels import gate_triton, share_budget_triton
+from aswl_kernels import gate_triton, masked_linear_triton, share_budget_triton
 
 Launch = Callable[[], object]
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -28,6 +29,30 @@ def _share_budget() -> dict[str, Launch]:
     return {"share_budget, 54 layers": partial(share_budget_triton.share_budget, density, sizes, sizes[0], 1)}
 
 
+def _masked_linear() -> dict[str, Launch]:
+    def launch(op, rows, outputs, inputs, dtype, weight_dtype, full="ieee"):
+        x, grad = torch.empty(rows, inputs, dtype=dtype), torch.empty(rows, outputs, dtype=dtype)
+        weight, one = torch.empty(outputs, inputs, dtype=weight_dtype), torch.ones(1)
+        args = {
+            "masked_linear": (x, weight, one, one, weight[:, 0]),
+            "masked_linear_input_gradient": (grad, weight, one, one),
+            "masked_linear_weight_gradient": (grad, x, weight, one, one, one),
+        }[op]
+        with mock.patch.object(masked_linear_triton, "FULL", full):
+            getattr(masked_linear_triton, op)(*args)
+
+    ops = ("masked_linear", "masked_linear_input_gradient", "masked_linear_weight_gradient")
+    sizes, pairs = (4096, 8192, 4096), {"bf16": (BF16, BF16), "bf16 over fp32": (BF16, FP32)}
+    return {
+        **{f"{op}, {name}": partial(launch, op, *sizes, *pair) for op in ops for name, pair in pairs.items()},
+        **{f"{op}, tf32": partial(launch, op, *sizes, FP32, FP32, "tf32") for op in ops},
+        f"{ops[0]}, fp32": partial(launch, ops[0], *sizes, FP32, FP32),
+        f"{ops[0]}, bf16, middle tile": partial(launch, ops[0], 1024, 1024, 4096, BF16, BF16),
+        f"{ops[0]}, bf16, small tile": partial(launch, ops[0], 256, 256, 4096, BF16, BF16),
+        f"{ops[0]}, bf16, unaligned": partial(launch, ops[0], 4096, 8192, 4095, BF16, BF16),
+    }
+
+
 def launches() -> dict[str, Launch]:
     """Every launch to compile, by a name that begins with the operator's."""
-    return {**_gate(), **_share_budget()}
+    return {**_gate(), **_share_budget(), **_masked_linear()}

@@ -51,6 +51,15 @@ def test_passes_over_weights_move_16_bytes_at_a_time(compiled):
             assert row["store16"] >= 8 or row["kernel"] == "attention_gradient_kernel", row
 
 
+def test_masked_products_take_the_weight_from_registers(compiled):
+    products = of(compiled, "masked_linear", "masked_linear_input_gradient", "masked_linear_weight_gradient")
+    without = "masked_linear, fp32", "masked_linear, bf16, unaligned"
+    for row in (row for row in products if row["target"] == "sm_90" and row["launch"] not in without):
+        assert row["wgmma"] >= 4 and row["load16"] >= 6, row
+        assert row["in_flight"] >= row["warps"], row  # one program fits, at least
+    assert not [row for row in products if row["spills"]]
+
+
 def test_the_interpreter_is_refused():
     env = os.environ | {"TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "bench.kernels"]
