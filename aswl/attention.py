@@ -15,19 +15,6 @@ def pruning_ratio(attention: Tensor, alpha: float) -> Tensor:
     return torch.where(ratio > 1 - FLOOR, 1 - FLOOR, ratio)
 
 
-def attention_of(density: Tensor, alpha: float) -> Tensor:
-    """The attention whose kept fraction is ``density``: 1 - (1 - density)^(1 / alpha)."""
-    if alpha == 1:
-        return density
-    return 1 - (1 - density).pow(1 / alpha)
-
-
-def density_of(attention: Tensor, alpha: float) -> Tensor:
-    """The kept fraction without the paper's floor: 1 - (1 - a)^alpha."""
-    attention = attention.clamp(0, 1)
-    return attention if alpha == 1 else 1 - (1 - attention).pow(alpha)
-
-
 def keep_count(attention: Tensor, sizes: Tensor, alpha: float, min_keep: int) -> Tensor:
     """k = n - floor(p n), int64 [L], never below ``min_keep`` (or n, where a layer is smaller)."""
     pruned = (pruning_ratio(attention.double(), alpha) * sizes).floor().long()
@@ -37,11 +24,6 @@ def keep_count(attention: Tensor, sizes: Tensor, alpha: float, min_keep: int) ->
 def soft_density(attention: Tensor, sizes: Tensor, alpha: float) -> Tensor:
     """S(a): the kept fraction of all weights without rounding, differentiable, 0-d."""
     return ((1 - pruning_ratio(attention, alpha)) * sizes).sum() / sizes.sum()
-
-
-def density_slope(attention: Tensor, alpha: float) -> Tensor:
-    """d(kept fraction) / d(attention) = alpha (1 - a)^(alpha - 1), kept away from 0 and infinity near a = 1."""
-    return alpha * (1 - attention).clamp(1e-3, 1).pow(alpha - 1)
 
 
 def marginal_value(weight: Tensor, grad: Tensor, threshold: Tensor, band: float) -> Tensor:
@@ -55,19 +37,3 @@ def marginal_value(weight: Tensor, grad: Tensor, threshold: Tensor, band: float)
     near = (magnitude >= (1 - band) * threshold) & (magnitude <= (1 + band) * threshold)
     product = (grad.float() * weight.float()).masked_fill(~near, 0)
     return -product.sum() / near.sum().clamp(min=1)
-
-
-def share_gradient(attention: Tensor, worth: Tensor, sizes: Tensor, alpha: float) -> Tensor:
-    """The attention's gradient that lets a plain optimizer step d(log density) = lr (worth - mean) / mean(abs(worth)).
-
-    ``worth``: of one more kept weight, per layer. Means are over the kept weights of layers that still have pruned ones
-    (a full layer takes no part in the sharing), and the quotient is held within [-1, 1] lest a small layer's noise throw
-    its share about. Together with :func:`share_budget`, which scales all densities by one factor, this comes to rest
-    exactly where a further weight is worth the same in every layer, the optimum under a budget; a step along the plain
-    gradient, n worth d(density)/da, would not.
-    """
-    density = density_of(attention, alpha)
-    kept = (density * sizes).masked_fill(density >= 1, 0)
-    mean, typical = (kept * worth).sum(), (kept * worth.abs()).sum()
-    advantage = (worth * kept.sum() - mean) / typical.clamp(min=1e-30)
-    return -density * advantage.clamp(-1, 1) / density_slope(attention, alpha)

@@ -168,10 +168,8 @@ class ASWL:
             attention = attention.clamp(rules.FLOOR, 1)
             keep = rules.keep_count(attention, sizes, options.alpha, options.min_keep)
         else:
-            density = rules.density_of(attention.double(), options.alpha).clamp(min=1e-9)
             budget = self._clock.budget
-            density, keep = share_budget(density, sizes, budget, options.min_keep)
-            attention = rules.attention_of(density, options.alpha)
+            attention, keep = share_budget(attention, sizes, budget, options.alpha, options.min_keep)
         thresholds = magnitude_threshold([entry.weight for entry in self._structure.entries], keep)
         self._structure.store(attention, thresholds.masked_fill(keep >= sizes, 0))
         if keep.is_cpu and not options.capturable:  # no wait for a device
@@ -179,7 +177,7 @@ class ASWL:
         if options.backward_density is not None:
             wider = round(options.backward_density * self._structure.total)
             wider = budget.clamp(min=wider) if isinstance(budget, Tensor) else max(budget, wider)
-            learn = share_budget(density, sizes, wider, options.min_keep)[1].maximum(keep)
+            learn = share_budget(attention, sizes, wider, options.alpha, options.min_keep)[1].maximum(keep)
             limits = magnitude_threshold([entry.weight for entry in self._structure.entries], learn)
             self._structure.restrict(limits.masked_fill(learn >= sizes, 0))
 

@@ -6,6 +6,8 @@ from torch import Tensor
 from aswl import attention as rules
 from aswl.settings import Settings
 from aswl.structure import Structure
+from aswl_kernels import share_gradient_
+from aswl_kernels.reference_sharing import density_slope, observe_
 
 SMOOTHING = 0.99  # of the signal, from step to step
 
@@ -37,17 +39,18 @@ class Steering:
         if absent or (options.reads_attentions and any(attention.grad is None for attention in attentions)):
             return
         attention, sizes = self.structure.attentions(), self.structure.sizes
-        slope = rules.density_slope(attention, options.alpha)
         worth = 0 if options.attention_gradient == "scale" else self._band(scale, sums)
         if options.reads_attentions:
-            own = torch.cat([attention.grad for attention in attentions])
-        if not paper and options.reads_attentions:
-            worth = worth - own / (sizes * slope) / scale
-        self._observe(worth)
+            own, slope = torch.cat([each.grad for each in attentions]), density_slope(attention, options.alpha)
+            worth = worth if paper else worth - own / (sizes * slope) / scale
+        self.signal, self.observed = self.signal.to(worth.device), self.observed.to(worth.device)
         if paper:
+            observe_(self.signal, self.observed, worth, SMOOTHING)
             steered = own - scale * sizes * self.signal * slope
         else:
-            steered = scale * rules.share_gradient(attention, self.signal, sizes, options.alpha)
+            seen = self.signal, self.observed, worth
+            steered = share_gradient_(*seen, attention, sizes, options.alpha, SMOOTHING)
+            steered = scale * steered if isinstance(scale, Tensor) or scale != 1 else steered
         for attention in attentions:
             if attention.grad is None:
                 attention.grad = torch.empty_like(attention)
@@ -60,8 +63,3 @@ class Steering:
         band, entries = self.settings.band, self.structure.entries
         values = [rules.marginal_value(e.weight, e.weight.grad, e.threshold, band) for e in entries]
         return torch.stack(values) / scale
-
-    def _observe(self, worth: Tensor) -> None:
-        self.signal, self.observed = self.signal.to(worth.device), self.observed.to(worth.device)
-        self.observed += 1
-        self.signal.lerp_(worth.to(self.signal.dtype), self.observed.reciprocal().clamp(min=1 - SMOOTHING))

@@ -10,6 +10,7 @@ from aswl_kernels.masked_conv2d import masked_conv2d
 from aswl_kernels.masked_linear import masked_linear
 from aswl_kernels.pack import PackedWeight, pack, unpack
 from aswl_kernels.share_budget import share_budget
+from aswl_kernels.share_gradient import share_gradient_
 from aswl_kernels.sparse_conv2d import sparse_conv2d
 from aswl_kernels.sparse_linear import sparse_linear
 
@@ -26,6 +27,7 @@ __all__ = [
     "masked_linear",
     "pack",
     "share_budget",
+    "share_gradient_",
     "sparse_conv2d",
     "sparse_linear",
     "unpack",

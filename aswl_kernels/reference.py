@@ -299,22 +299,3 @@ def sparse_conv2d(
 ) -> Tensor:
     """conv2d(x, dense) + bias."""
     return F.conv2d(x, unpack(values, columns, offsets, shape).to(x.dtype), bias, stride, padding, dilation, groups)
-
-
-def share_budget(density: Tensor, sizes: Tensor, budget: Tensor, min_keep: int) -> tuple[Tensor, Tensor]:
-    """clip(c q, min_keep / n, 1) with c such that the kept counts add up to the budget; the densities and the counts."""
-    wanted, most = density * sizes, sizes.double()
-    least = most.clamp(max=min_keep)
-    kinks = torch.cat([least / wanted, most / wanted]).sort().values  # [2L], of the kept total as a function of c
-    totals = torch.minimum(torch.maximum(kinks[:, None] * wanted, least), most).sum(1)
-    right = (totals < budget).sum(0, keepdim=True).clamp(1, len(kinks) - 1)  # the first kink at or above the budget
-    low, high = totals.gather(0, right - 1), totals.gather(0, right)  # indexing would wait for the device
-    part = ((budget - low) / (high - low).clamp(min=1e-30)).clamp(0, 1)
-    factor = torch.lerp(kinks.gather(0, right - 1), kinks.gather(0, right), part)
-    exact = torch.minimum(torch.maximum(factor * wanted, least), most)
-    keep = (exact + 1e-9 * most).floor().clamp(max=most)  # 2.9999999996 is 3
-    spare = budget - keep.sum()
-    remainder = (exact - keep).masked_fill(keep >= most, -1)
-    rank = remainder.argsort(descending=True, stable=True).argsort()
-    keep = torch.minimum(keep + (rank < spare), most)
-    return exact / most, keep.long()

@@ -5,14 +5,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from aswl_kernels import reference_sharing
 from aswl_kernels._triton import on
 
-TILE = 4096  # kinks times layers in flight
+TILE = 2048  # kinks times layers in flight
 
 
 @triton.jit
 def share_budget_kernel(
-    density_ptr,
+    attention_ptr,
     sizes_ptr,
     budget_ptr,
     scaled_ptr,
@@ -25,7 +26,7 @@ def share_budget_kernel(
     layer, rows = tl.arange(0, LAYERS), tl.arange(0, ROWS)
     here = layer < n_layers
     budget = tl.load(budget_ptr).to(tl.float64)
-    wanted, least, most = _limits(density_ptr, sizes_ptr, layer, here, min_keep)
+    wanted, least, most = _limits(attention_ptr, sizes_ptr, layer, here, min_keep)
 
     # the last kink whose total is below the budget, and the first that is not: totals grow from kink to kink
     infinite = float("inf")
@@ -34,7 +35,7 @@ def share_budget_kernel(
     for first in range(0, 2 * n_layers, ROWS):
         i = first + rows
         given = i < 2 * n_layers
-        wanted_i, least_i, most_i = _limits(density_ptr, sizes_ptr, i % n_layers, given, min_keep)
+        wanted_i, least_i, most_i = _limits(attention_ptr, sizes_ptr, i % n_layers, given, min_keep)
         given = given & (wanted_i > 0)  # an empty layer has no kink
         kink = tl.where(i < n_layers, least_i, most_i) / tl.where(given, wanted_i, 1.0)
         total = tl.sum(_kept(kink[:, None], wanted[None, :], least[None, :], most[None, :]), 1)
@@ -58,14 +59,17 @@ def share_budget_kernel(
         own_most = tl.load(sizes_ptr + i, mask=i < n_layers, other=0).to(tl.float64)
         kept = tl.minimum(own_keep + (rank < spare).to(tl.float64), own_most)
         tl.store(keep_ptr + i, kept.to(tl.int64), mask=i < n_layers)
-    tl.store(scaled_ptr + layer, exact / tl.where(here, most, 1.0), mask=here)
+    density = exact / tl.where(here, most, 1.0)
+    tl.store(scaled_ptr + layer, (1 - (1 - density)).to(scaled_ptr.dtype.element_ty), mask=here)
 
 
 @triton.jit
-def _limits(density_ptr, sizes_ptr, layer, here, min_keep):
-    """What each layer asks for, must keep, and has; fp64."""
+def _limits(attention_ptr, sizes_ptr, layer, here, min_keep):
+    """What each layer asks for, must keep, and has; fp64. With alpha 1, the attention is the density."""
     most = tl.load(sizes_ptr + layer, mask=here, other=0).to(tl.float64)
-    return tl.load(density_ptr + layer, mask=here, other=0.0) * most, tl.minimum(most, min_keep), most
+    attention = tl.load(attention_ptr + layer, mask=here, other=1.0).to(tl.float64)
+    density = 1 - (1 - tl.minimum(tl.maximum(attention, 0.0), 1.0))
+    return tl.maximum(density, 1e-9) * most, tl.minimum(most, min_keep), most
 
 
 @triton.jit
@@ -73,13 +77,16 @@ def _kept(factor, wanted, least, most):
     return tl.minimum(tl.maximum(factor * wanted, least), most)
 
 
-def share_budget(density: Tensor, sizes: Tensor, budget: Tensor, min_keep: int) -> tuple[Tensor, Tensor]:
-    """See :func:`aswl_kernels.share_budget`."""
-    scaled, keep, n = torch.empty_like(density), torch.empty_like(sizes), len(sizes)
+def share_budget(
+    attention: Tensor, sizes: Tensor, budget: Tensor, alpha: float, min_keep: int
+) -> tuple[Tensor, Tensor]:
+    """See :func:`aswl_kernels.share_budget`; another ``alpha`` than 1 goes to the reference."""
+    if alpha != 1:
+        return reference_sharing.share_budget(attention, sizes, budget, alpha, min_keep)
+    scaled, keep, n = torch.empty_like(attention), torch.empty_like(sizes), len(sizes)
     if n:
         layers = triton.next_power_of_2(n)
-        rows = max(TILE // layers, 1)
-        args = density.contiguous(), sizes.contiguous(), budget, scaled, keep, n, min_keep
-        with on(density):
-            share_budget_kernel[(1,)](*args, ROWS=min(rows, layers), LAYERS=layers)
+        args = attention.contiguous(), sizes.contiguous(), budget, scaled, keep, n, min_keep
+        with on(attention):
+            share_budget_kernel[(1,)](*args, ROWS=min(max(TILE // layers, 1), layers), LAYERS=layers)
     return scaled, keep

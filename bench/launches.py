@@ -6,7 +6,7 @@ from unittest import mock
 
 import torch
 
-from aswl_kernels import gate_triton, masked_linear_triton, share_budget_triton
+from aswl_kernels import gate_triton, masked_linear_triton, share_budget_triton, share_gradient_triton
 
 Launch = Callable[[], object]
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -24,9 +24,15 @@ def _gate() -> dict[str, Launch]:
     }
 
 
-def _share_budget() -> dict[str, Launch]:
-    density, sizes = torch.ones(54, dtype=torch.float64), torch.ones(54, dtype=torch.int64)
-    return {"share_budget, 54 layers": partial(share_budget_triton.share_budget, density, sizes, sizes[0], 1)}
+def _sharing() -> dict[str, Launch]:
+    attention, sizes = torch.ones(54), torch.ones(54, dtype=torch.int64)
+    seen = attention, attention.sum(), attention.double()
+    return {
+        "share_budget, 54 layers": partial(share_budget_triton.share_budget, attention, sizes, sizes[0], 1.0, 1),
+        "share_gradient_, 54 layers": partial(
+            share_gradient_triton.share_gradient_, *seen, attention, sizes, 1.0, 0.99
+        ),
+    }
 
 
 def _masked_linear() -> dict[str, Launch]:
@@ -55,4 +61,4 @@ def _masked_linear() -> dict[str, Launch]:
 
 def launches() -> dict[str, Launch]:
     """Every launch to compile, by a name that begins with the operator's."""
-    return {**_gate(), **_share_budget(), **_masked_linear()}
+    return {**_gate(), **_sharing(), **_masked_linear()}

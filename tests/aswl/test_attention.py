@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from aswl import attention as rules
-from aswl_kernels import share_budget
 
 
 @pytest.mark.parametrize(
@@ -38,15 +37,6 @@ def test_pruning_ratio(attention, alpha, ratio):
 def test_keep_count(attention, size, min_keep, keep):
     got = rules.keep_count(torch.tensor([attention]), torch.tensor([size]), 1.0, min_keep)
     assert got.tolist() == [keep]
-
-
-@pytest.mark.parametrize("alpha", [0.5, 1.0, 3.0])
-def test_attention_and_density_are_inverse(alpha):
-    density = torch.linspace(0.001, 1, 50, dtype=torch.double)
-    torch.testing.assert_close(rules.density_of(rules.attention_of(density, alpha), alpha), density)
-    attention = torch.linspace(0.05, 0.95, 10, dtype=torch.double, requires_grad=True)
-    (slope,) = torch.autograd.grad(rules.density_of(attention, alpha).sum(), attention)
-    torch.testing.assert_close(rules.density_slope(attention.detach(), alpha), slope)
 
 
 def test_soft_density_by_hand():
@@ -84,17 +74,3 @@ def test_marginal_value_predicts_the_loss():
     band = float(1 - magnitudes[keep + more - 1] / threshold)
     predicted = -more * rules.marginal_value(weight, grad, threshold, band)
     assert predicted.item() == pytest.approx((after - before).item(), rel=0.35)
-
-
-def test_share_gradient_rests_where_all_layers_are_worth_the_same():
-    """Steps and projections settle on the optimum under the budget, which is known for this loss."""
-    sizes = torch.tensor([1000, 4000, 250])
-    use = torch.tensor([1.0, 0.3, 5.0], dtype=torch.double)  # layer l saves use * log(density * n): worth use / kept
-
-    density, keep = share_budget(torch.full((3,), 0.2), sizes, 1000, 1)
-    for _ in range(4000):
-        worth = use / (density * sizes)
-        density = density - 0.002 * rules.share_gradient(density, worth, sizes, 1.0)
-        density, keep = share_budget(density.clamp(min=1e-9), sizes, 1000, 1)
-    optimum = (1000 - 250) * use[:2] / use[:2].sum()  # the third would take 794 of its 250, so it is full
-    assert keep.tolist() == pytest.approx([*optimum.tolist(), 250], abs=4)
