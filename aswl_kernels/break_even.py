@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from aswl_kernels import _tables, native
+from aswl_kernels import _remembered, native
 from aswl_kernels.backends import cpu_name
 
 CEILING = 0.5  # no density above is tried
@@ -45,12 +45,12 @@ def break_even(op: Callable[..., Tensor], x: Tensor, weight: Tensor, *geometry: 
     to the next in ``break_even.json`` under $ASWL_CACHE (~/.cache/aswl): a file that cannot be read or written costs a
     measurement, nothing else.
     """
-    facts = _tables.facts(op.__name__, x, weight, geometry)
-    table, key = known(), f"{_machine()}: {_tables.name(*facts)}"
+    facts = _remembered.facts(op.__name__, x, weight, geometry)
+    table, key = known(), f"{_machine()}: {_remembered.name(*facts)}"
     if key not in table:
         table[key] = _measure(op, x, weight, geometry, facts[-2:])
         with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: no home
-            _tables.store(_tables.own("break_even.json"), _read() | {key: table[key]})
+            _remembered.store(_remembered.own("break_even.json"), _read() | {key: table[key]})
     return table[key]
 
 
@@ -98,4 +98,4 @@ def _same(saved: Tensor) -> Tensor:
 
 
 def _read() -> dict[str, float]:
-    return _tables.read(lambda: _tables.own("break_even.json"), float)
+    return _remembered.read(lambda: _remembered.own("break_even.json"), float)

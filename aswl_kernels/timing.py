@@ -18,21 +18,21 @@ def interleaved(
     rounds: int,
     device: torch.device | str = "cpu",
     seconds: float = float("inf"),
-    cold: bool = True,
+    alone: bool = True,
 ) -> Times:
     """Milliseconds of each variant in each round, the variants taking turns; ``rounds`` of them, or fewer (5 at least)
     where ``seconds`` have passed.
 
     On a CPU each turn begins with a call that is not counted (or it would pay for the caches that another variant has
-    emptied), and short calls are repeated to 2 ms. On a GPU each turn is one call between two events; before it the
-    second-level cache is filled with other memory (unless not ``cold``), and the device waits until the host has
+    emptied), and short calls are repeated to 2 ms. On a GPU each turn is one call between two events; where it is to
+    stand ``alone``, the second-level cache is filled with other memory before, and the device waits until the host has
     enqueued all of the call, so that the time is that of the kernels and not of their launches.
     """
     device = torch.device(device)
     if device.type == "cpu":
         return _on_cpu(variants, rounds, seconds)
     with torch.cuda.device(device):
-        return _on_gpu(variants, rounds, seconds, cold)
+        return _on_gpu(variants, rounds, seconds, alone)
 
 
 def _on_cpu(variants: dict[str, Callable], rounds: int, seconds: float) -> Times:
@@ -52,16 +52,16 @@ def _on_cpu(variants: dict[str, Callable], rounds: int, seconds: float) -> Times
     return _in_turns({name: lambda f=f, n=repeats[name]: turn(f, n) for name, f in variants.items()}, rounds, seconds)
 
 
-def _on_gpu(variants: dict[str, Callable], rounds: int, seconds: float, cold: bool) -> Times:
+def _on_gpu(variants: dict[str, Callable], rounds: int, seconds: float, alone: bool) -> Times:
     ahead = {name: _seconds_to_enqueue(f) for name, f in variants.items()}
     size = FLUSH * torch.cuda.get_device_properties().L2_cache_size
-    other = torch.zeros(size // 4 if cold else 0, device="cuda")
+    other = torch.zeros(size // 4 if alone else 0, device="cuda")
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def turn(f: Callable, wait: float) -> float:
-        if cold:
+        if alone:
             other.sum()  # read, not written: a cache full of unwritten lines would slow the call down
-        torch.cuda._sleep(int(CYCLES * wait))
+            torch.cuda._sleep(int(CYCLES * wait))
         start.record()
         f()
         end.record()

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from aswl_kernels import _tables
+from aswl_kernels import _remembered
 from aswl_kernels._checks import compute_dtype
 from aswl_kernels.break_even import eligible
 from aswl_kernels.timing import interleaved
@@ -54,8 +54,8 @@ def products(op: str, x: Tensor, weight: Tensor, *geometry: object) -> str:
 
 
 def facts(op: str, x: Tensor, weight: Tensor, geometry: tuple) -> tuple:
-    """What a key of the table names: device, dtype of the product and of the weight, and :func:`_tables.facts`."""
-    return x.device.type, x.device.index, compute_dtype(x), weight.dtype, *_tables.facts(op, x, weight, geometry)
+    """What a key of the table names: device, dtype of the product and of the weight, and :func:`_remembered.facts`."""
+    return x.device.type, x.device.index, compute_dtype(x), weight.dtype, *_remembered.facts(op, x, weight, geometry)
 
 
 @torch.compiler.assume_constant_result
@@ -72,7 +72,7 @@ def _look_up(key: tuple) -> str:
 @functools.cache
 def known() -> dict[str, Measured]:
     """The table of this process: what the package ships, and over it this user's own."""
-    return _tables.read(lambda: files("aswl_kernels") / FILE, _entry) | _own()
+    return _remembered.read(lambda: files("aswl_kernels") / FILE, _entry) | _own()
 
 
 def tune(op: Callable[..., Tensor], x: Tensor, weight: Tensor, *geometry: object) -> Measured:
@@ -90,7 +90,7 @@ def tune(op: Callable[..., Tensor], x: Tensor, weight: Tensor, *geometry: object
     _look_up.cache_clear()
     with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: no home
         table = {name: each._asdict() for name, each in (_own() | {key: entry}).items()}
-        _tables.store(_tables.own(FILE), table)
+        _remembered.store(_remembered.own(FILE), table)
     return entry
 
 
@@ -104,11 +104,10 @@ def compare(
     """
     x, weight = (t.detach().requires_grad_(t.requires_grad and torch.is_grad_enabled()) for t in (x, weight))
     threshold = weight.detach().abs().float().mean() if threshold is None else threshold
-    attention = torch.ones(1, device=x.device, requires_grad=weight.requires_grad)
-    leaves = [t for t in (x, weight, attention) if t.requires_grad]
+    leaves = [t for t in (x, weight) if t.requires_grad]
 
     def run(products: str, grad: Tensor | None = None) -> tuple[Tensor, ...]:
-        y = op(x, weight, threshold, attention, None, *geometry, scaled=False, products=products)
+        y = op(x, weight, threshold, None, None, *geometry, products=products)
         return (y.detach(), *torch.autograd.grad(y, leaves, y.detach() if grad is None else grad)) if leaves else (y,)
 
     want = run("dense")
@@ -118,7 +117,7 @@ def compare(
             got = run(name)
         except ValueError:  # the operator says so: no such products for these arguments
             continue
-        worst = max(_difference(a, b) for a, b in zip(got[:3], want[:3]))  # not the attention's, which may cancel out
+        worst = max(_difference(a, b) for a, b in zip(got, want))
         if worst <= AGREE.get(want[0].dtype, 1e-2):
             variants[name] = functools.partial(run, name, variants["dense"].args[1])
         else:
@@ -143,7 +142,7 @@ def _difference(got: Tensor, want: Tensor) -> float:
 def _text(kind: str, index: int | None, x_dtype: torch.dtype, weight_dtype: torch.dtype, *facts: object) -> str:
     device = torch.cuda.get_device_name(index) if kind == "cuda" else kind
     dtypes = f"{x_dtype} by {weight_dtype}".replace("torch.", "")
-    return f"{device}: {_tables.name(*facts)}, {dtypes}"
+    return f"{device}: {_remembered.name(*facts)}, {dtypes}"
 
 
 def _entry(value: dict) -> Measured:
@@ -154,4 +153,4 @@ def _entry(value: dict) -> Measured:
 
 
 def _own() -> dict[str, Measured]:
-    return _tables.read(lambda: _tables.own(FILE), _entry)
+    return _remembered.read(lambda: _remembered.own(FILE), _entry)

@@ -18,12 +18,12 @@ DENSITY = 0.1
 STREAMS = {"sgd": 5, "adamw": 7}  # of the weights' size, read or written
 
 
-def variants(name: str, count: int) -> dict[str, Callable[[], object]]:
+def variants(name: str, count: int, device: torch.device | str = "cpu") -> dict[str, Callable[[], object]]:
     """torch's fused optimizer and ours, without and with a bf16 copy of the masked weight, on weights of their own."""
 
     def tensors() -> list[torch.Tensor]:
         torch.manual_seed(0)
-        return [torch.randn(count // LAYERS) for _ in range(LAYERS)]
+        return [torch.randn(count // LAYERS, device=device) for _ in range(LAYERS)]
 
     grads = [1e-4 * grad for grad in tensors()]
     theirs = [torch.nn.Parameter(weight) for weight in tensors()]
@@ -37,7 +37,8 @@ def variants(name: str, count: int) -> dict[str, Callable[[], object]]:
     def ours(copies: list[torch.Tensor] | None) -> tuple[Callable[[], object], list[torch.Tensor]]:
         weights = tensors()
         first, second = ([torch.zeros_like(weight) for weight in weights] for _ in range(2))
-        thresholds = [t for t in magnitude_threshold(weights, torch.tensor([int(DENSITY * count / LAYERS)] * LAYERS))]
+        keep = torch.tensor([int(DENSITY * count / LAYERS)] * LAYERS, device=device)
+        thresholds = list(magnitude_threshold(weights, keep))
         step = 0
 
         def sgd() -> object:

@@ -1,0 +1,87 @@
+"""``magnitude_threshold`` against one read of the weights, ``kthvalue`` and sorting, and on all layers of ResNet-50."""
+
+import torch
+from torch import Tensor
+
+from aswl_kernels import magnitude_threshold
+from bench.bench_magnitude_threshold import resnet50
+from bench.gpu.run import Run, needs, poisoned, ratio
+
+DENSITIES = (0.02, 0.1, 0.5)
+FP32, BF16 = torch.float32, torch.bfloat16
+
+
+def measure(run: Run) -> None:
+    n = run.pick(100_000_000, 5_000)
+    for dtype in (FP32, BF16):
+        for density in DENSITIES:
+            name = f"1e8 {str(dtype).removeprefix('torch.')}, density {density}"
+            with run.case(name, *["threshold"] * (dtype == FP32)):
+                one(run, name, n, dtype, density)
+    with run.case("1e8 float32, kthvalue and sort", "threshold kthvalue"):
+        others(run, n)
+    with run.case("ResNet-50, all layers", "threshold resnet50"):
+        layers(run)
+
+
+def exact(weights: list[Tensor], keep: Tensor) -> Tensor:
+    """Ours, after a look at the values: those of ``kthvalue``, bit by bit."""
+    with poisoned():
+        got = magnitude_threshold(weights, keep)
+    ranks = [w.numel() - k + 1 for w, k in zip(weights, keep.tolist())]
+    want = torch.stack([w.abs().float().flatten().kthvalue(rank).values for w, rank in zip(weights, ranks)])
+    assert torch.equal(got, want), "never time a wrong answer"
+    return got
+
+
+def one(run: Run, name: str, n: int, dtype: torch.dtype, density: float) -> None:
+    """One large weight, against its largest magnitude: one read and hardly anything else."""
+    needs("magnitude_threshold")
+    weight, keep = run.randn(n, dtype=dtype), torch.tensor([int(density * n)], device=run.device)
+    exact([weight], keep)
+    variants = {
+        "ours": lambda: magnitude_threshold([weight], keep),
+        "one read": lambda: torch.linalg.vector_norm(weight, torch.inf),
+    }
+    times = run.times(variants, seconds=1.0)
+    ms = sorted(times["ours"])[len(times["ours"]) // 2]
+    goals = {"threshold": 1e3 * ms} if dtype == FP32 else {}
+    run.row(name, times, "ours", "one read", bytes=dict.fromkeys(times, weight.nbytes), goals=goals)
+
+
+def others(run: Run, n: int) -> None:
+    needs("magnitude_threshold")
+    weight, count = run.randn(n), n // 10
+    keep = torch.tensor([count], device=run.device)
+    variants = {
+        "ours": lambda: magnitude_threshold([weight], keep),
+        "kthvalue": lambda: weight.abs().kthvalue(n - count + 1),
+        "sort": lambda: weight.abs().sort(),
+    }
+    times = run.times(variants, seconds=2.0, rounds=10)
+    name, goals = "1e8 float32, kthvalue and sort", {"threshold kthvalue": ratio(times, "kthvalue", "ours")}
+    run.row(name, times, "ours", "kthvalue", goals=goals)
+
+
+def layers(run: Run) -> None:
+    """54 layers in one call, the device never waiting for the host nor the host for it."""
+    needs("magnitude_threshold")
+    weights = [w.to(run.device) for w in resnet50()]
+    weights = run.pick(weights, [w.flatten()[:300] for w in weights[:3]])
+    counts = [max(1, w.numel() // 10) for w in weights]
+    keep = torch.tensor(counts, device=run.device)
+    exact(weights, keep)
+    if run.device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            magnitude_threshold(weights, keep)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    variants = {
+        "ours": lambda: magnitude_threshold(weights, keep),
+        "sort": lambda: [w.abs().flatten().sort(descending=True).values[k - 1] for w, k in zip(weights, counts)],
+        "one read": lambda: [torch.linalg.vector_norm(w, torch.inf) for w in weights],
+    }
+    times = run.times(variants, seconds=1.5)
+    goals, size = {"threshold resnet50": ratio(times, "sort", "ours")}, sum(w.nbytes for w in weights)
+    run.row("ResNet-50, all layers", times, "ours", "sort", bytes=size, goals=goals)
