@@ -4,6 +4,8 @@ from aswl_kernels.adjoint import adjoint
 from aswl_kernels.backends import Backend, backends
 from aswl_kernels.fused_adamw import fused_adamw_
 from aswl_kernels.fused_sgd import fused_sgd_
+from aswl_kernels.gap_linear import gap_linear
+from aswl_kernels.gaps import GapWeight, pack_gaps, unpack_gaps
 from aswl_kernels.gate import gate
 from aswl_kernels.magnitude_threshold import magnitude_threshold
 from aswl_kernels.masked_conv2d import masked_conv2d
@@ -16,19 +18,23 @@ from aswl_kernels.sparse_linear import sparse_linear
 
 __all__ = [
     "Backend",
+    "GapWeight",
     "PackedWeight",
     "adjoint",
     "backends",
     "fused_adamw_",
     "fused_sgd_",
+    "gap_linear",
     "gate",
     "magnitude_threshold",
     "masked_conv2d",
     "masked_linear",
     "pack",
+    "pack_gaps",
     "share_budget",
     "share_gradient_",
     "sparse_conv2d",
     "sparse_linear",
     "unpack",
+    "unpack_gaps",
 ]

@@ -10,17 +10,13 @@ from aswl_kernels._checks import want
 
 
 def check_indices(op: str, packed) -> None:
-    """Raise ``ValueError`` unless each row of the ``PackedWeight`` has ascending columns within the weight's shape.
-
-    What was found good is not looked at again until its tensors change in place. In-place changes under inference mode
-    leave no trace; the C++ products look at ranges in every call. Nothing is read of tensors without values (fake ones,
-    ``meta``), under ``vmap``, or while a dispatch mode traces.
+    """Raise ``ValueError`` unless each row of the ``PackedWeight`` has ascending columns within the weight's shape; looks
+    when :func:`unchecked` says so.
     """
-    indices = packed.columns, packed.offsets
-    if torch.compiler.is_compiling() or packed.checked == _state(packed) or not all(_has_values(t) for t in indices):
+    if not unchecked(packed):
         return
     packed.__post_init__()  # lengths can change in place, too
-    columns, offsets = indices
+    columns, offsets = packed.indices
     size, nonzeros = math.prod(packed.shape[1:]), len(columns)
     ascend = offsets[0] == 0 and offsets[-1] == nonzeros and bool((offsets.diff() >= 0).all())
     want(ascend, op, f"packed offsets that ascend from 0 to the {nonzeros} nonzeros", offsets.tolist()[:10])
@@ -34,8 +30,19 @@ def check_indices(op: str, packed) -> None:
     trust(packed)
 
 
+def unchecked(packed) -> bool:
+    """Whether the indices of a packed weight have to be looked at, and can be.
+
+    What was found good is not looked at again until its tensors change in place. In-place changes under inference mode
+    leave no trace; the C++ products look at ranges in every call. Nothing is read of tensors without values (fake ones,
+    ``meta``), under ``vmap``, or while a dispatch mode traces.
+    """
+    known = torch.compiler.is_compiling() or packed.checked == _state(packed)
+    return not known and all(_has_values(t) for t in packed.indices)
+
+
 def trust(packed):
-    """Mark a ``PackedWeight`` whose indices are right, as :func:`pack` makes them; returns it."""
+    """Mark a packed weight whose indices are right, as they are made here; returns it."""
     if not torch.compiler.is_compiling():
         object.__setattr__(packed, "checked", _state(packed))
     return packed
@@ -48,5 +55,4 @@ def _has_values(t: Tensor) -> bool:
 
 def _state(packed) -> tuple:
     """What an in-place change of the indices changes."""
-    indices = packed.columns, packed.offsets
-    return packed.values.shape, *((t.shape, None if t.is_inference() else t._version) for t in indices)
+    return packed.values.shape, *((t.shape, None if t.is_inference() else t._version) for t in packed.indices)

@@ -45,6 +45,11 @@ class PackedWeight:
         wanted = "floating values [nonzeros], int32 columns [nonzeros] and int64 offsets [rows + 1] on one device"
         want(together, "PackedWeight", f"{wanted} for a weight of shape {self.shape}", values, columns, offsets)
 
+    @property
+    def indices(self) -> tuple[Tensor, Tensor]:
+        """All but the values."""
+        return self.columns, self.offsets
+
     def to(self, device: torch.device | str) -> "PackedWeight":
         """The same weight on another device."""
         return PackedWeight(self.values.to(device), self.columns.to(device), self.offsets.to(device), self.shape)

@@ -6,7 +6,14 @@ from unittest import mock
 
 import torch
 
-from aswl_kernels import gate_triton, masked_linear_triton, share_budget_triton, share_gradient_triton
+from aswl_kernels import (
+    gap_linear_triton,
+    gate_triton,
+    masked_linear_triton,
+    share_budget_triton,
+    share_gradient_triton,
+)
+from aswl_kernels.reference_gaps import STEP, STRIP, gap_blocks
 
 Launch = Callable[[], object]
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -21,6 +28,26 @@ def _gate() -> dict[str, Launch]:
         "gate, bf16": partial(gate_triton.gate, weight.to(BF16), one, one),
         "attention_gradient, fp32": partial(gradient, weight),
         "attention_gradient, bf16 over fp32": partial(gradient, weight.to(BF16)),
+    }
+
+
+def _gap_linear() -> dict[str, Launch]:
+    shape, bias = (28672, 8192), torch.empty(28672)
+    strips, segments = gap_blocks(*shape)
+    offsets, lengths = torch.empty(strips * segments + 1, dtype=torch.int64), torch.empty(shape[0], segments, dtype=int)
+
+    def pieces(codes: torch.dtype, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        return torch.empty(STEP * STRIP, dtype=dtype), torch.empty(STRIP, dtype=codes), offsets, lengths.int()
+
+    def product(rows: int, codes: torch.dtype, dtype: torch.dtype) -> Launch:
+        x = torch.empty(rows, shape[1], dtype=dtype)
+        return partial(gap_linear_triton.gap_linear, x, *pieces(codes, dtype), bias.to(dtype))
+
+    return {
+        **{f"gap_linear, bf16, rows {n}": product(n, torch.int32, BF16) for n in (1, 4, 16)},
+        "gap_linear, bf16, rows 1, codes of 8 bits": product(1, torch.int64, BF16),
+        "gap_linear, fp32, rows 16": product(16, torch.int32, FP32),
+        "unpack_gaps, bf16": partial(gap_linear_triton.unpack_gaps, *pieces(torch.int32, BF16), shape),
     }
 
 
@@ -61,4 +88,4 @@ def _masked_linear() -> dict[str, Launch]:
 
 def launches() -> dict[str, Launch]:
     """Every launch to compile, by a name that begins with the operator's."""
-    return {**_gate(), **_sharing(), **_masked_linear()}
+    return {**_gap_linear(), **_gate(), **_sharing(), **_masked_linear()}

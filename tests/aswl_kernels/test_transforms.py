@@ -1,6 +1,7 @@
 """Every operator under torch.compile, torch.func, torch.export and autocast."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,11 +13,13 @@ from torch.func import grad, vmap
 
 from aswl_kernels import (
     PackedWeight,
+    gap_linear,
     gate,
     magnitude_threshold,
     masked_conv2d,
     masked_linear,
     pack,
+    pack_gaps,
     sparse_conv2d,
     sparse_linear,
     unpack,
@@ -37,6 +40,12 @@ def packing(op, **geometry):
     return bind
 
 
+def packing_gaps(x, weight, threshold, attention, bias):
+    """As :func:`packing`, for ``gap_linear``."""
+    packed = pack_gaps(masked(weight, threshold))
+    return lambda x, values, bias: gap_linear(x, replace(packed, values=values), bias), (x, packed.values, bias)
+
+
 def binding(op, **geometry):
     """A masked operator as a function of all its tensors."""
     return lambda *args: (lambda *args: op(*args, **geometry), args)
@@ -48,6 +57,7 @@ CASES = {  # shapes of (x, weight), (x, weight, threshold, attention, bias) -> (
     "masked_conv2d": (CONV, binding(masked_conv2d, **GEOMETRY)),
     "sparse_linear": (LINEAR, packing(sparse_linear)),
     "sparse_conv2d": (CONV, packing(sparse_conv2d, **GEOMETRY)),
+    "gap_linear": (LINEAR, packing_gaps),
 }
 
 

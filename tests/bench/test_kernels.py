@@ -60,6 +60,12 @@ def test_masked_products_take_the_weight_from_registers(compiled):
     assert not [row for row in products if row["spills"]]
 
 
+def test_the_walk_over_gaps_reads_values_16_bytes_at_a_time(compiled):
+    for row in of(compiled, "gap_linear"):
+        if row["target"] in NVIDIA and row["kernel"] == "gap_linear_kernel":
+            assert row["load16"] >= 3, row  # before the loop, twice, and in it; x is gathered
+
+
 def test_the_interpreter_is_refused():
     env = os.environ | {"TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "bench.kernels"]
