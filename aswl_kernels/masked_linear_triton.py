@@ -76,31 +76,33 @@ def masked_linear_weight_gradient_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """y [M, N] = a grad [K, M].T x [K, N], 0 where not learnable; of each tile the sum(grad.T x * sparse)."""
-    m, n = _place(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP)
     t = tl.load(t_ptr).to(tl.float32)
     inside = None if EVEN else K
     tl.assume(K > 0)
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for k in range(0, K, BLOCK_K):
-        g_tile = _load(g, k, m, inside, M, stride_g, BLOCK_K, BLOCK_M, DESCRIPTORS)
-        x_tile = _load(x, k, n, inside, N, stride_x, BLOCK_K, BLOCK_N, DESCRIPTORS)
-        acc = tl.dot(_wide(g_tile, WIDE).T, _wide(x_tile, WIDE), acc, input_precision=PRECISION)
-    left, right = _halves(acc, BLOCK_M, BLOCK_N)  # what follows is done by quarters, or registers would spill
-    a, b = _halves(left, BLOCK_M, BLOCK_N // 2)
-    c, d = _halves(right, BLOCK_M, BLOCK_N // 2)
-    parts = a, b, c, d
-    total = 0.0
-    for quarter in tl.static_range(4):
-        rows = (m + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None]
-        columns = (n + quarter * (BLOCK_N // 4) + tl.arange(0, BLOCK_N // 4)).to(tl.int64)[None, :]
-        valid = (rows < M) & (columns < N)
-        w = tl.load(w_ptr + rows * stride_wm + columns * stride_wn, mask=valid, other=0.0).to(tl.float32)
-        total += tl.sum(tl.where(valid, parts[quarter] * tl.where(tl.abs(w) < t, 0.0, w), 0.0))
-        part = parts[quarter] if a_ptr is None else parts[quarter] * tl.load(a_ptr).to(tl.float32)
-        if l_ptr is not None:
-            part = tl.where(tl.abs(w) < tl.load(l_ptr).to(tl.float32), 0.0, part)
-        _store(y_ptr, part, m, n + quarter * (BLOCK_N // 4), M, N, BLOCK_M, BLOCK_N // 4, False)
-    tl.store(sums_ptr + tl.program_id(0), total)
+    tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=DESCRIPTORS):
+        m, n = _place(tile, M, N, BLOCK_M, BLOCK_N, GROUP)
+        acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for k in range(0, K, BLOCK_K):
+            g_tile = _load(g, k, m, inside, M, stride_g, BLOCK_K, BLOCK_M, DESCRIPTORS)
+            x_tile = _load(x, k, n, inside, N, stride_x, BLOCK_K, BLOCK_N, DESCRIPTORS)
+            acc = tl.dot(_wide(g_tile, WIDE).T, _wide(x_tile, WIDE), acc, input_precision=PRECISION)
+        left, right = _halves(acc, BLOCK_M, BLOCK_N)  # what follows is done by quarters, or registers would spill
+        a, b = _halves(left, BLOCK_M, BLOCK_N // 2)
+        c, d = _halves(right, BLOCK_M, BLOCK_N // 2)
+        parts = a, b, c, d
+        total = 0.0
+        for quarter in tl.static_range(4):
+            rows = (m + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None]
+            columns = (n + quarter * (BLOCK_N // 4) + tl.arange(0, BLOCK_N // 4)).to(tl.int64)[None, :]
+            valid = (rows < M) & (columns < N)
+            w = tl.load(w_ptr + rows * stride_wm + columns * stride_wn, mask=valid, other=0.0).to(tl.float32)
+            total += tl.sum(tl.where(valid, parts[quarter] * tl.where(tl.abs(w) < t, 0.0, w), 0.0))
+            part = parts[quarter] if a_ptr is None else parts[quarter] * tl.load(a_ptr).to(tl.float32)
+            if l_ptr is not None:
+                part = tl.where(tl.abs(w) < tl.load(l_ptr).to(tl.float32), 0.0, part)
+            _store(y_ptr, part, m, n + quarter * (BLOCK_N // 4), M, N, BLOCK_M, BLOCK_N // 4, False)
+        tl.store(sums_ptr + tile, total)
 
 
 @triton.jit
@@ -180,10 +182,10 @@ def masked_linear(
     y = torch.empty([*x.shape[:-1], M], dtype=x.dtype, device=x.device)
     flat = y.view(N, M)
     with on(x):
-        tile, descriptors = _choose(w, rows, flat)
+        tile, descriptors, grid = _choose(M, N, w, rows, flat)
         w_block = (tile.k, tile.m) if turned else (tile.m, tile.k)
         operands = _operands(descriptors, (w, w_block), (rows, (tile.n, tile.k)), (flat, (tile.n, tile.m)))
-        masked_linear_kernel[_grid(tile, M, N, x)](
+        masked_linear_kernel[grid](
             *operands, threshold, attention, bias, M, N, K, w.stride(0), rows.stride(0),
             turned, descriptors, *_constants(tile, K, w, rows), num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
@@ -205,10 +207,10 @@ def masked_linear_weight_gradient(
     grads, rows = _row_major(grad), _row_major(x)
     y = torch.empty(M, N, dtype=weight.dtype, device=weight.device)
     with on(x):
-        tile, descriptors = _choose(grads, rows, y)
+        tile, descriptors, grid = _choose(M, N, grads, rows, y)
         sums = torch.empty(_tiles(tile, M, N), dtype=torch.float32, device=x.device)
         operands = _operands(descriptors, (grads, (tile.k, tile.m)), (rows, (tile.k, tile.n)))
-        masked_linear_weight_gradient_kernel[sums.shape](
+        masked_linear_weight_gradient_kernel[grid](
             *operands, weight, y, sums, threshold, attention, learnable, M, N, K, grads.stride(0), rows.stride(0),
             *weight.stride(), descriptors, *_constants(tile, K, grads, rows), num_warps=tile.warps,
             num_stages=tile.stages,
@@ -223,26 +225,33 @@ def _row_major(t: Tensor) -> Tensor:
     return t if whole else t.clone(memory_format=torch.contiguous_format)
 
 
-def _choose(left: Tensor, right: Tensor, y: Tensor) -> tuple[Tile, bool]:
-    """The tile with which a multiprocessor loads the least for y; and whether descriptors name all three."""
+def _choose(M: int, N: int, left: Tensor, right: Tensor, y: Tensor) -> tuple[Tile, bool, tuple[int]]:
+    """The tile with which a multiprocessor loads the least; whether descriptors name all three matrices; the grid.
+
+    Where they do, as many programs as run at once take tile after tile: each loads ahead while it stores.
+    """
+    processors = torch.cuda.get_device_properties(y.device).multi_processor_count if y.is_cuda else PROCESSORS
     descriptors = _has_tma() and all(_describable(t) for t in (left, right, y))
     sizes = TILES[left.itemsize, right.itemsize] if descriptors else POINTER_TILES
-    return min(
-        sizes, key=lambda tile: triton.cdiv(_tiles(tile, *y.shape), _processors(y)) * (tile.m + tile.n)
-    ), descriptors
+    tile = min(sizes, key=lambda size: triton.cdiv(_tiles(size, M, N), processors) * (size.m + size.n))
+    tiles = _tiles(tile, M, N)
+    return tile, descriptors, (min(tiles, processors * 8 // tile.warps) if descriptors else tiles,)
 
 
 def _has_tma() -> bool:
-    """Whether one instruction loads a tile; elsewhere Triton would take descriptors apart, element by element."""
+    """Whether one instruction loads a tile, and 227 KB hold the largest; elsewhere Triton would take descriptors apart,
+    element by element, or find less shared memory.
+    """
     if interpreting():
         return True
     target = triton.runtime.driver.active.get_current_target()
-    return target.backend == "cuda" and target.arch >= 90
+    return target.backend == "cuda" and target.arch // 10 in (9, 10)
 
 
 def _describable(t: Tensor) -> bool:
-    """Whether ``t`` has the alignment and the sizes that a descriptor asks for."""
-    return max(t.shape) < 2**31 and t.data_ptr() % 16 == 0 and t.stride(0) * t.itemsize % 16 == 0
+    """Whether ``t`` has the alignment, the sizes and the strides that a descriptor asks for."""
+    aligned = t.data_ptr() % 16 == 0 and t.stride(0) * t.itemsize % 16 == 0
+    return aligned and t.stride(0) >= t.shape[1] and max(t.shape) < 2**31
 
 
 def _operands(descriptors: bool, *matrices: tuple[Tensor, tuple[int, int]]) -> list[Tensor | TensorDescriptor]:
@@ -254,15 +263,6 @@ def _operands(descriptors: bool, *matrices: tuple[Tensor, tuple[int, int]]) -> l
 
 def _tiles(tile: Tile, M: int, N: int) -> int:
     return triton.cdiv(M, tile.m) * triton.cdiv(N, tile.n)
-
-
-def _grid(tile: Tile, M: int, N: int, device_of: Tensor) -> tuple[int]:
-    """Programs that take tile after tile, as many as run at once, so that each loads ahead while it stores."""
-    return (min(_tiles(tile, M, N), _processors(device_of) * 8 // tile.warps),)
-
-
-def _processors(t: Tensor) -> int:
-    return torch.cuda.get_device_properties(t.device).multi_processor_count if t.is_cuda else PROCESSORS
 
 
 def _constants(tile: Tile, K: int, left: Tensor, right: Tensor) -> tuple[bool, str, bool, int, int, int, int]:

@@ -20,16 +20,16 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 
 @pytest.fixture
 def launched(monkeypatch):
-    """Names of the kernels that are launched from here on, with "descriptor" or "pointer" for the way they load."""
-    names, choose = [], masked_linear_triton._choose
+    """ "descriptor" or "pointer" for the way that each kernel launched from here on loads."""
+    ways, choose = [], masked_linear_triton._choose
 
     def spy(*args):
-        tile, descriptors = choose(*args)
-        names.append("descriptor" if descriptors else "pointer")
-        return tile, descriptors
+        tile, descriptors, grid = choose(*args)
+        ways.append("descriptor" if descriptors else "pointer")
+        return tile, descriptors, grid
 
     monkeypatch.setattr(masked_linear_triton, "_choose", spy)
-    return names
+    return ways
 
 
 @pytest.mark.parametrize("dtypes", DTYPES[1:])
@@ -49,7 +49,7 @@ def test_follows_the_formula(x_shape, outputs, way, dtypes, triton_device, launc
     args = operands(x_shape, (outputs, x_shape[-1]), dtypes, triton_device)
     grad = randn((*x_shape[:-1], outputs), dtypes[0]).to(triton_device)
     assert_follows_formula(fused, F.linear, args, grad)
-    assert launched == [way] * 3
+    assert launched == [way if masked_linear_triton._has_tma() else "pointer"] * 3
 
 
 @pytest.mark.parametrize("dtypes", DTYPES[1:])
@@ -62,6 +62,13 @@ def test_tiles_of_every_size(dtypes, triton_device, monkeypatch):
         monkeypatch.setattr(masked_linear_triton, "TILES", tiles)
         assert_follows_formula(fused, F.linear, args, grad)
         monkeypatch.undo()
+
+
+def test_a_program_takes_tile_after_tile(triton_device, monkeypatch):
+    monkeypatch.setattr(masked_linear_triton, "TILES", {(4, 4): [masked_linear_triton.Tile(16, 32, 32, 4, 3)]})
+    monkeypatch.setattr(masked_linear_triton, "PROCESSORS", 1)  # which makes two programs
+    args = operands((72, 40), (104, 40), (torch.float32,) * 2, triton_device)
+    assert_follows_formula(fused, F.linear, args, randn((72, 104), torch.float32).to(triton_device))
 
 
 @pytest.mark.parametrize(
