@@ -142,7 +142,7 @@ def bench(args: list[str]) -> int:
         """
         return locals()
 
-    print(table(bench(**tyro.cli(options, args=args, prog="aswl bench"))))
+    print(table(list(bench(**tyro.cli(options, args=args, prog="aswl bench")))))
     return 0
 
 

@@ -1,7 +1,7 @@
 """What the sparse layers of a network take with each kind of products, on this machine, and which is the fastest."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -44,8 +44,9 @@ def bench(
     channels_last: bool = False,
     size: int | None = None,
     tune: bool = False,
-) -> list[Product]:
-    """Median milliseconds of every different product of the network's sparse layers: forward and backward as in training.
+) -> Iterator[Product]:
+    """Every different product of the network's sparse layers, one by one as it is measured: median milliseconds of forward
+    and backward as in training.
 
     ``model``: a name that :func:`aswl.training.models.build` knows; ``size``: of its images, in pixels, by default as
     published; ``dtype``: "fp32", "bf16" (weights too) or "amp" (bf16 over fp32 weights). ``tune`` remembers what was the
@@ -60,12 +61,12 @@ def bench(
         layer, args = product.layer, (product.op, product.x, product.layer.weight, *product.geometry)
         if tune and tuned.decides(product.x):
             product.ms = tuned.tune(*args).ms
-            continue
-        times = tuned.compare(*args, threshold=layer.threshold)
-        product.ms = {name: statistics.median(series) for name, series in times.items()}
-        if tune:
-            layer(product.x)  # which measures where it is worth the question
-    return products
+        else:
+            times = tuned.compare(*args, threshold=layer.threshold)
+            product.ms = {name: statistics.median(series) for name, series in times.items()}
+            if tune:
+                layer(product.x)  # which measures where it is worth the question
+        yield product
 
 
 def table(products: list[Product]) -> str:
@@ -99,7 +100,7 @@ def _products(
 
 
 @contextmanager
-def _watched(network: nn.Module, found: dict[tuple, Product]):
+def _watched(network: nn.Module, found: dict[tuple, Product]) -> Iterator[None]:
     """Every sparse layer tells which product it is about to do; all are done densely."""
     layers = [(name, module) for name, module in network.named_modules() if isinstance(module, SparseLayer)]
 

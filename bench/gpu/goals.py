@@ -61,6 +61,8 @@ def line(row: Row) -> str:
         if word in row:
             return begin + (row[word] if word == "note" else f"{word}: {row[word]}")
     ms = ", ".join(f"{name} {value:.4g}" for name, value in row["ms"].items())
+    if "per_second" in row:
+        return f"{begin}{row['per_second'] / 1e12:.4g}e12 per second{' (smoke)' * row['smoke']}"
     ratio = f"; {row['ratio']:.3g}x {row['baseline']}" if row.get("ratio") else ""
     share = row.get("of_ceiling", {}).get(row.get("ours"))
     return f"{begin}{ms} ms{ratio}{f'; {share:.0%} of the ceiling' if share else ''}{' (smoke)' * row['smoke']}"

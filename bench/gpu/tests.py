@@ -1,5 +1,6 @@
 """The tests that need a GPU, by as many workers as compile well, without packages that the machine may lack."""
 
+import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -23,13 +24,26 @@ def measure(run: Run) -> None:
         if find_spec("xdist") and not run.smoke:
             command += ["-n", str(WORKERS), "--dist", "worksteal"]
         command += run.pick(["tests"], ["tests/aswl_kernels/test_gpu.py"])
-        done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=run.smoke, check=False)
+        code = within(SECTIONS["tests"] - 15, command, None if not run.smoke else subprocess.DEVNULL)
         if not report.exists():
-            raise RuntimeError(f"pytest ended with {done.returncode} and no report: see the log")
+            raise RuntimeError(f"pytest ended with {code} and no report: see the log")
         counts = counted(report)
         run.note("gpu tests", ", ".join(f"{count} {kind}" for kind, count in counts.items()), counts=counts)
         if counts["failed"]:
             raise RuntimeError(f"{counts['failed']} of {sum(counts.values())} gpu tests failed: see junit.xml")
+
+
+def within(limit: float, command: list[str], output: int | None) -> int:
+    """Run the tests, and stop them in time for a report of what has been done by then."""
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output)
+    try:
+        return process.wait(limit)
+    except subprocess.TimeoutExpired:
+        print("the tests took too long", flush=True)
+        process.send_signal(signal.SIGINT)
+        return process.wait(12)
+    finally:
+        process.kill()
 
 
 def counted(report) -> dict[str, int]:

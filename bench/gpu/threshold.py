@@ -1,10 +1,10 @@
 """``magnitude_threshold`` against one read of the weights, ``kthvalue`` and sorting, and on all layers of ResNet-50."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from aswl.training import models
 from aswl_kernels import magnitude_threshold
-from bench.bench_magnitude_threshold import resnet50
 from bench.gpu.run import Run, needs, poisoned, ratio
 
 DENSITIES = (0.02, 0.1, 0.5)
@@ -66,7 +66,8 @@ def others(run: Run, n: int) -> None:
 def layers(run: Run) -> None:
     """54 layers in one call, the device never waiting for the host nor the host for it."""
     needs("magnitude_threshold")
-    weights = [w.to(run.device) for w in resnet50()]
+    network = models.build("resnet50", (3, 224, 224), 1000).to(run.device)
+    weights = [m.weight.detach() for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     weights = run.pick(weights, [w.flatten()[:300] for w in weights[:3]])
     counts = [max(1, w.numel() // 10) for w in weights]
     keep = torch.tensor(counts, device=run.device)

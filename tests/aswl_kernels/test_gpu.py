@@ -81,7 +81,7 @@ def test_work_goes_to_the_current_stream(make):
     want, side = f(), torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        torch.cuda._sleep(20_000_000)
+        torch.cuda._sleep(200_000_000)  # about 0.1 s
         begin = torch.cuda.Event()
         begin.record()
         got = f()
