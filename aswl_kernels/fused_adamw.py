@@ -6,6 +6,7 @@ from aswl_kernels import reference
 from aswl_kernels._checks import want
 from aswl_kernels._fused import check_lists, check_number, fake, parted
 from aswl_kernels._library import define
+from aswl_kernels._triton import serve
 
 
 def fused_adamw_(
@@ -74,3 +75,4 @@ _fused_adamw = define(
     reference.fused_adamw_,
     fake,
 )
+serve("fused_adamw_", "fused_adamw_triton", reference.fused_adamw_)

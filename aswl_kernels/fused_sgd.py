@@ -5,6 +5,7 @@ from torch import Tensor
 from aswl_kernels import reference
 from aswl_kernels._fused import check_lists, fake, parted
 from aswl_kernels._library import define
+from aswl_kernels._triton import serve
 
 
 def fused_sgd_(
@@ -71,3 +72,4 @@ _fused_sgd = define(
     reference.fused_sgd_,
     fake,
 )
+serve("fused_sgd_", "fused_sgd_triton", reference.fused_sgd_)

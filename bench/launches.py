@@ -7,6 +7,8 @@ from unittest import mock
 import torch
 
 from aswl_kernels import (
+    fused_adamw_triton,
+    fused_sgd_triton,
     gap_linear_triton,
     gate_triton,
     masked_linear_triton,
@@ -86,6 +88,32 @@ def _masked_linear() -> dict[str, Launch]:
     }
 
 
+def _fused() -> dict[str, Launch]:
+    """Steps of 54 layers; ``tensors``: with the numbers that a CUDA graph finds anew, and a gradient scale."""
+    one = torch.ones(())
+
+    def step(kind: str, weight: torch.Tensor, copy: torch.dtype | None = None, tensors: bool = False) -> Launch:
+        moved = [[weight] * 54] * {"sgd": 3, "adamw": 4}[kind]
+        rest = [[one] * 54, [weight.to(copy)] * 54 if copy else [], one if tensors else None, 0.1]
+        tail = [False, True, 0.5, 0.15, *([one, one] if tensors else [])]  # maximize, decay_pruned, ...
+        if kind == "sgd":
+            return partial(fused_sgd_triton.fused_sgd_, *moved, *rest, 0.9, 0.0, 1e-4, False, False, *tail)
+        steps = [[], [one] * 54] if tensors else [[1.0] * 54, []]
+        return partial(fused_adamw_triton.fused_adamw_, *moved, *steps, *rest, 0.9, 0.999, 1e-8, 0.01, *tail)
+
+    weight = torch.empty(1 << 20)
+    odd = torch.empty(1 << 20).view(torch.uint8)[4:-12].view(FP32)
+    return {
+        "fused_sgd_, fp32": step("sgd", weight),
+        "fused_sgd_, fp32 to bf16": step("sgd", weight, BF16),
+        "fused_sgd_, bf16": step("sgd", weight.to(BF16), BF16),
+        "fused_adamw_, fp32 to bf16": step("adamw", weight, BF16),
+        "fused_adamw_, fp32 to bf16, tensors": step("adamw", weight, BF16, tensors=True),
+        "fused_adamw_, bf16": step("adamw", weight.to(BF16), BF16),
+        "fused_adamw_, fp32, odd addresses": step("adamw", odd),
+    }
+
+
 def launches() -> dict[str, Launch]:
     """Every launch to compile, by a name that begins with the operator's."""
-    return {**_gap_linear(), **_gate(), **_sharing(), **_masked_linear()}
+    return {**_gap_linear(), **_gate(), **_sharing(), **_masked_linear(), **_fused()}

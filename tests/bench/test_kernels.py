@@ -66,6 +66,14 @@ def test_the_walk_over_gaps_reads_values_16_bytes_at_a_time(compiled):
             assert row["load16"] >= 3, row  # before the loop, twice, and in it; x is gathered
 
 
+@pytest.mark.parametrize("op, streams", [("fused_sgd_", (3, 2)), ("fused_adamw_", (4, 3))])
+def test_fused_passes_move_16_bytes_at_a_time(compiled, op, streams):
+    for row in of(compiled, op):
+        if row["kernel"] == "fused_kernel" and row["target"] in NVIDIA and "odd" not in row["launch"]:
+            assert (row["load16"], row["store16"] - (row["launch"] == f"{op}, bf16")) == streams, row
+            assert row["in_flight"] * 32 * 16 * row["load16"] >= 32 * 1024, row  # bytes that a multiprocessor waits for
+
+
 def test_the_interpreter_is_refused():
     env = os.environ | {"TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "bench.kernels"]

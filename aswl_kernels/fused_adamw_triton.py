@@ -1,0 +1,93 @@
+"""AdamW's own part of the fused pass on a GPU."""
+
+import math
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from aswl_kernels._fused_triton import Rule, Variant, either, launch
+
+
+class Numbers(NamedTuple):
+    lerp: float  # 1 - beta1
+    beta2: float
+    fresh: float  # 1 - beta2
+    log_beta1: float
+    log_beta2: float
+    eps: float
+    decay: float
+
+
+@triton.jit
+def prepare(lr, step, numbers):
+    """The step's size and the root's factor, which correct the averages' biases, and what weight decay leaves."""
+    size = lr / _one_less_power(numbers.log_beta1, step)
+    factor = 1 / tl.sqrt_rn(_one_less_power(numbers.log_beta2, step))
+    return (size, factor, 1 - lr * numbers.decay, numbers)
+
+
+@triton.jit
+def _one_less_power(log_beta, step):
+    """1 - beta ** step in fp32, by a series where the difference would lose its digits."""
+    x = -step * log_beta
+    series = 1 - x / 7 * (1 - x / 8)
+    series = 1 - x / 5 * (1 - x / 6 * series)
+    series = 1 - x / 3 * (1 - x / 4 * series)
+    return tl.where(x < 0.5, x * (1 - x / 2 * series), 1 - tl.exp(-x))
+
+
+# The roundings are those of PyTorch's loop over single tensors but for the correction of the root, which is a product.
+@triton.jit
+def update(w, g, m, v, pruned, constants, VARIANT: tl.constexpr):
+    size, factor, remains, numbers = constants
+    if VARIANT.decays:
+        w = w * remains if VARIANT.decay_pruned else tl.where(pruned, w, w * remains)
+    near = numbers.lerp < 0.5  # as torch.lerp, which starts at the nearer end
+    m = tl.fma(tl.where(near, numbers.lerp, numbers.lerp - 1), g - m, tl.where(near, m, g))
+    v = tl.fma(numbers.fresh * g, g, v * numbers.beta2)
+    return w - tl.div_rn(size * m, tl.sqrt_rn(v) * factor + numbers.eps), m, v
+
+
+def fused_adamw_(
+    weights: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[float],
+    step_tensors: list[Tensor],
+    thresholds: list[Tensor],
+    copies: list[Tensor],
+    grad_scale: Tensor | None,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    maximize: bool,
+    decay_pruned: bool,
+    pruned_gradient: float,
+    band: float,
+    lr_tensor: Tensor | None = None,
+    pruned_gradient_tensor: Tensor | None = None,
+) -> Tensor:
+    """See :func:`aswl_kernels.fused_adamw_`."""
+    logs = [math.log(max(beta, 1e-30)) for beta in (beta1, beta2)]
+    numbers = Numbers(1 - beta1, beta2, 1 - beta2, *logs, eps, weight_decay)
+    variant = Variant(2, bool(copies), grad_scale is not None, maximize, weight_decay != 0, decay_pruned)
+    if step_tensors:
+        steps = [either(0.0, step, weights) for step in step_tensors]
+    return launch(
+        Rule(prepare, update, numbers, variant),
+        weights,
+        grads,
+        [exp_avgs, exp_avg_sqs],
+        thresholds,
+        copies,
+        steps,
+        grad_scale,
+        either(lr, lr_tensor, weights),
+        either(pruned_gradient, pruned_gradient_tensor, weights),
+        band,
+    )
