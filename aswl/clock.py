@@ -46,7 +46,8 @@ class DeviceClock(Clock):
         schedules = [schedule for schedule in (settings.target, settings.pruned_gradient) if schedule]
         if settings.steps is None and not all(isinstance(schedule, Constant) for schedule in schedules):
             raise ValueError("ASWL: want steps= with capturable=True, which makes tables of the schedules; got None")
-        self._count, clock = torch.zeros((), dtype=torch.int64), Clock(settings, structure)
+        self._count, self._row = torch.zeros(2, dtype=torch.int64).unbind()  # of the tables: at most their last
+        clock = Clock(settings, structure)
         budgets, factors = [], []
         for clock.step in range((settings.steps or 0) + 1):
             budgets.append(clock.budget if settings.target else 0)
@@ -63,10 +64,12 @@ class DeviceClock(Clock):
     @step.setter
     def step(self, step: int) -> None:
         self._count.fill_(step)
+        self._row.fill_(min(step, len(self._budgets) - 1))
 
     def advance(self) -> None:
         self._follow()
         self._count += 1
+        torch.clamp(self._count, max=len(self._budgets) - 1, out=self._row)
 
     @property
     def budget(self) -> Tensor:
@@ -78,13 +81,11 @@ class DeviceClock(Clock):
 
     def _look_up(self, name: str) -> Tensor:
         self._follow()
-        table = getattr(self, name)
-        return table.take(self._count.clamp(max=len(table) - 1))
+        return getattr(self, name).take(self._row)
 
     def _follow(self) -> None:
         """Move to where the model is, before anything is captured."""
         device = self.structure.device
         if self._count.device != device:
-            self._count, self._budgets, self._factors = (
-                t.to(device) for t in (self._count, self._budgets, self._factors)
-            )
+            for name in ("_count", "_row", "_budgets", "_factors"):
+                setattr(self, name, getattr(self, name).to(device))

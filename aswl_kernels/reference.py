@@ -113,9 +113,10 @@ def _learning(weight: Tensor, learnable: Tensor | None) -> Tensor:
 
 def _folded(x, weight, threshold, attention, bias, scaled, gate):
     """The sparse weight and the bias, both scaled by the attention, in x's dtype."""
-    if bias is not None:  # of which nothing is pruned
-        zero = torch.zeros_like(threshold)
-        bias = bias.to(x.dtype) if attention is None else gate(bias, attention, zero, x.dtype, scaled)
+    if bias is not None and attention is not None:  # nothing of it is pruned
+        bias = gate(bias, attention, torch.zeros_like(threshold), x.dtype, scaled)
+    elif bias is not None:
+        bias = bias.to(x.dtype)
     return gate(weight, attention, threshold, x.dtype, scaled), bias
 
 

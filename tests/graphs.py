@@ -100,6 +100,19 @@ def _run(func, args, kwargs):
         return func(*args, **kwargs)
 
 
+@contextlib.contextmanager
+def warming_up(device: str):
+    """Where the steps before a capture belong: on a stream of their own."""
+    if device == "cpu":
+        yield
+        return
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        yield
+    torch.cuda.current_stream().wait_stream(side)
+
+
 def capture(step: Callable[[], object], device: str) -> Callable[[], None]:
     """A function that repeats the step, which has run a few times before, without Python; making it does one, too."""
     if device == "cpu":

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from graphs import CaptureError, Tape, capture
+from graphs import CaptureError, Tape, capture, warming_up
 from torch import nn
 from torch.nn import functional as F
 
@@ -49,20 +49,25 @@ OPTIMIZERS = {  # whether the learning rate is a tensor that a schedule changes
 def as_on_a_gpu(monkeypatch):
     """A CPU stands for a GPU: torch's AdamW would refuse ``capturable`` there, and layers read what they restrict."""
     monkeypatch.setattr(native, "AVAILABLE", False)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     adam = sys.modules[torch.optim.Adam.__module__]  # torch.optim.adam is deleted
     real = adam._get_capturable_supported_devices
     monkeypatch.setattr(adam, "_get_capturable_supported_devices", lambda *a: [*real(*a), "cpu"])
+
+
+def net():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(2, 6, 3, bias=False)
+    return nn.Sequential(
+        conv, nn.BatchNorm2d(6), nn.ReLU(True), nn.Flatten(), nn.Linear(96, 20), nn.ReLU(True), nn.Linear(20, 5)
+    )
 
 
 class Training:
     """A small network and its step on a batch that stays where it is in memory."""
 
     def __init__(self, method, optimizer, device, **options):
-        torch.manual_seed(0)
-        self.model = nn.Sequential(
-            nn.Conv2d(2, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(True), nn.Flatten(), nn.Linear(96, 20)
-        )
-        self.model = self.model.append(nn.Linear(20, 5)).to(device)
+        self.model = net().to(device)
         self.sparsifier = aswl.ASWL(self.model, **method, **options)
         kind, settings, scheduled = optimizer
         rates = [torch.tensor(lr, device=device) if scheduled else lr for lr in (2**-5, 2**-8)]
@@ -86,9 +91,13 @@ class Training:
             self.repeat()
             self.schedule.step()
 
-    def capture(self, at):
-        self.repeat = lambda: setattr(self, "repeat", capture(self.step, self.x.device.type))
-        self.run(at, at + 1)
+    def capture_after(self, steps):
+        """Do so many steps, and one more, which the others then repeat."""
+        device = self.x.device.type
+        with warming_up(device):
+            self.run(0, steps)
+        self.repeat = lambda: setattr(self, "repeat", capture(self.step, device))
+        self.run(steps, steps + 1)
 
     def state(self):
         sparsifier = self.sparsifier.state_dict()
@@ -106,29 +115,35 @@ def same(got, want, device):
 def test_replays_are_the_steps(method, optimizer, device):
     graph = Training(method, optimizer, device, capturable=True)
     eager = Training(method, optimizer, device, guard=False)
-    graph.run(0, WARMUP)
-    graph.capture(WARMUP)
+    graph.capture_after(WARMUP)
     graph.run(WARMUP + 1, STEPS + 2)
     eager.run(0, STEPS + 2)
     assert graph.sparsifier.step == STEPS + 2
     same(graph.state(), eager.state(), device)
 
 
-def test_the_recording_would_find_a_schedule_of_pythons(device):
-    """The same without ``capturable``: a capture fails, or replays repeat the step of the capture."""
-    training = Training(METHODS["budget"], OPTIMIZERS["torch's"], device, guard=False)
+def test_without_capturable_a_step_reads_on_the_host():
+    training = Training(METHODS["budget"], OPTIMIZERS["torch's"], "cpu", guard=False)
+    with pytest.raises(CaptureError, match="tolist"):
+        training.capture_after(WARMUP)
+
+
+def test_launches():
+    """A mask per layer, one pass, and a handful for all layers together; none for the attentions' own gradients."""
+    training = Training(METHODS["budget"], OPTIMIZERS["sgd, fused, scheduled"], "cpu", capturable=True)
     training.run(0, WARMUP)
-    if device == "cpu":
-        with pytest.raises(CaptureError, match="tolist"):
-            training.capture(WARMUP)
-
-
-def test_the_attentions_get_their_gradient_from_the_step_alone():
-    training = Training(METHODS["budget"], OPTIMIZERS["torch's"], "cpu", capturable=True)
-    training.run(0, 1)
-    with Tape() as tape:
+    with Tape() as sparse:
         training.step()
-    assert "attention_gradient" not in tape.launches()
+    plain = net()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=torch.tensor(0.1), momentum=0.9, nesterov=True, fused=True)
+    for _ in range(WARMUP):
+        with Tape() as dense:
+            optimizer.zero_grad()
+            F.cross_entropy(plain(training.x), training.y).backward()
+            optimizer.step()
+    more = sparse.launches() - dense.launches()
+    assert more.pop("gate") == 3 and more["fused_sgd_"] == more["magnitude_threshold"] == more["share_budget"] == 1
+    assert sum(more.values()) <= 21 and "attention_gradient" not in more, more
 
 
 def test_a_state_goes_both_ways(device):
@@ -136,8 +151,7 @@ def test_a_state_goes_both_ways(device):
     method = METHODS["budget"]
     graph = Training(method, OPTIMIZERS["torch's"], device, capturable=True)
     eager = Training(method, OPTIMIZERS["torch's"], device, guard=False)
-    graph.run(0, WARMUP)
-    graph.capture(WARMUP)
+    graph.capture_after(WARMUP)
     graph.run(WARMUP + 1, 8)
     states = copy.deepcopy([getattr(graph, name).state_dict() for name in PARTS])
     assert type(states[0]["step"]) is int and states[0]["step"] == states[0]["observed"] == 8
