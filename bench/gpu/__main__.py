@@ -12,8 +12,8 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import IO
 
@@ -30,19 +30,37 @@ SECTIONS = {  # most important first, and how many seconds each may take
     "linear": 70,
     "conv": 70,
     "skinny": 40,
-    "tune": 60,
+    "tune": 80,
     "step": 200,
     "gate": 20,
     "experiments": 60,
     "sanitizer": 60,
 }
 
+WARMED = ("step", "tune", "conv", "linear")  # what they compile is compiled by other processes while the tests run
+PATIENCE = 60  # seconds for which those are waited for when the tests are done
+
 
 def isolated(name: str, arguments: list[str], limit: float, log: IO[str]) -> str | None:
     """Run a section in a process of its own; what went wrong, if something did."""
+    return finish(started(name, arguments, log), limit)
+
+
+def started(name: str, arguments: list[str], log: IO[str] | int) -> subprocess.Popen:
     command = [sys.executable, "-m", "bench.gpu.section", name, *arguments]
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    return finish(process, limit)
+    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+@contextmanager
+def warming(names: list[str], out: Path, until: float) -> Iterator[None]:
+    """Meanwhile other processes compile, into the caches on the disk, what these sections will need."""
+    processes = [started(name, [str(out), "--warm"], subprocess.DEVNULL) for name in names]
+    try:
+        yield
+    finally:
+        until = min(until, time.monotonic() + PATIENCE)
+        for process in processes:
+            finish(process, max(until - time.monotonic(), 0.01))
 
 
 def finish(process: subprocess.Popen, limit: float) -> str | None:
@@ -94,7 +112,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.smoke:
             stack.enter_context(importlib.import_module("bench.gpu.run").interpreted())
         stack.callback(_show, out)
-        for name in args.sections or SECTIONS:
+        wanted = args.sections or list(SECTIONS)
+        for name in wanted:
             entered = time.monotonic()
             left = args.seconds - (entered - begin)
             print(f"\n===== {name} =====", file=log, flush=True)
@@ -105,7 +124,10 @@ def main(argv: list[str] | None = None) -> int:
                     name, lambda n=name: importlib.import_module("bench.gpu.section").run(n, out, True), log
                 )
             else:
-                problem = isolated(name, [str(out)], min(SECTIONS[name], left), log)
+                limit = min(SECTIONS[name], left)
+                ahead = [other for other in WARMED if other in wanted] if name == "tests" else []
+                with warming(ahead, out, entered + limit):
+                    problem = isolated(name, [str(out)], limit, log)
             failed += [name] if problem else []
             print(f"{name}: {problem or 'done'}, {time.monotonic() - entered:.0f} s", flush=True)
             print(problem or "done", file=log, flush=True)

@@ -37,10 +37,12 @@ def needs(op: str) -> None:
 
 
 class Run:
-    """One section's measurements. ``smoke``: tiny sizes on a CPU, to see that the code runs; no times worth keeping."""
+    """One section's measurements. ``smoke``: tiny sizes on a CPU, to see that the code runs; no times worth keeping.
+    ``warm``: everything is called and nothing kept, so that what is compiled on the way is on the disk afterwards.
+    """
 
-    def __init__(self, section: str, out: Path, smoke: bool) -> None:
-        self.section, self.out, self.smoke = section, out, smoke
+    def __init__(self, section: str, out: Path, smoke: bool, warm: bool = False) -> None:
+        self.section, self.out, self.smoke, self.warm = section, out, smoke, warm
         self.device = torch.device("cpu" if smoke else "cuda", None if smoke else 0)
         self.failures = 0
         self._gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None  # asked before it can be lost
@@ -76,6 +78,10 @@ class Run:
         self, variants: dict[str, Callable], seconds: float = 1.0, rounds: int = 100, alone: bool = True
     ) -> Times:
         """Milliseconds of the variants in turns."""
+        if self.warm:
+            for f in variants.values():
+                f()
+            return {name: [1.0] for name in variants}
         return interleaved(variants, self.pick(rounds, 1), self.device, seconds, alone)
 
     def row(
@@ -126,6 +132,8 @@ class Run:
         return context | {"commit": commit(), "date": date.today().isoformat(), "smoke": self.smoke}
 
     def _append(self, name: str, row: dict[str, Any], goals: dict[str, float | None]) -> None:
+        if self.warm:
+            return
         row = {"section": self.section, "case": name, "goals": goals} | row | self._context
         print(json.dumps(row), flush=True)
         with (self.out / "rows.jsonl").open("a", encoding="utf-8") as file:

@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
+from tempfile import TemporaryDirectory
 from unittest import mock
 
 import torch
@@ -13,10 +15,15 @@ from bench.gpu.run import Run
 
 def measure(run: Run) -> None:
     torch.backends.cudnn.benchmark = True  # as in training
-    with mock.patch.dict(os.environ, ASWL_CACHE=str(run.out)), run.case("resnet50"):
+    with ExitStack() as stack, run.case("resnet50"):
+        cache = stack.enter_context(TemporaryDirectory()) if run.warm else str(run.out)
+        stack.enter_context(mock.patch.dict(os.environ, ASWL_CACHE=cache))
+        if run.warm:
+            stack.enter_context(mock.patch.object(tuned, "interleaved", lambda variants, *_: run.times(variants)))
         if run.smoke:
-            with mock.patch.multiple(tuned, decides=lambda x: True, _others=lambda *_: ("fused",), ROUNDS=1):
-                show(run, bench.bench("lenet300", batch=4, size=8, tune=True))
+            on_cpu = {"decides": lambda x: True, "_others": lambda *_: ("fused",), "ROUNDS": 1}
+            stack.enter_context(mock.patch.multiple(tuned, **on_cpu))
+            show(run, bench.bench("lenet300", batch=4, size=8, tune=True))
         else:
             show(run, bench.bench("resnet50", batch=256, dtype="amp", channels_last=True, tune=True))
 

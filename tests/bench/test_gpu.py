@@ -173,3 +173,28 @@ def test_rows_are_json_with_their_context(tmp_path, monkeypatch):
     Run("section", tmp_path, smoke=True).note("case", "text", memory=1)
     row = json.loads((tmp_path / "rows.jsonl").read_text())
     assert row["note"] == "text" and row["memory"] == 1 and row["gpu"] is None and row["commit"]
+
+
+def test_a_warm_run_calls_everything_and_keeps_nothing(tmp_path):
+    called = []
+    run = Run("section", tmp_path, smoke=True, warm=True)
+    with run.case("case"):
+        times = run.times({name: lambda name=name: called.append(name) for name in ("ours", "theirs")})
+        run.row("case", times, "ours", "theirs")
+        run.note("case", "text")
+    assert called == ["ours", "theirs"] and run.failures == 0 and not list(tmp_path.iterdir())
+
+
+def test_sections_are_warmed_while_the_tests_run(tmp_path, monkeypatch):
+    ran = tmp_path / "ran"
+
+    def started(name, arguments, log):
+        script = (
+            f"import time; time.sleep(0.3); open({str(ran)!r}, 'a').write({name + ' '.join(arguments[1:])!r} + ' ')"
+        )
+        return subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+
+    monkeypatch.setattr(gpu, "started", started)
+    assert gpu.main([str(tmp_path), "tests", "gate", "conv"]) == 0
+    first, second, *rest = ran.read_text().split()
+    assert {first, second} == {"tests", "conv--warm"} and rest == ["gate", "conv"]
