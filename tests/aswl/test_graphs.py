@@ -91,12 +91,12 @@ class Training:
             self.repeat()
             self.schedule.step()
 
-    def capture_after(self, steps):
+    def capture_after(self, steps, launchers=False):
         """Do so many steps, and one more, which the others then repeat."""
         device = self.x.device.type
         with warming_up(device):
             self.run(0, steps)
-        self.repeat = lambda: setattr(self, "repeat", capture(self.step, device))
+        self.repeat = lambda: setattr(self, "repeat", capture(self.step, device, launchers))
         self.run(steps, steps + 1)
 
     def state(self):
@@ -120,6 +120,18 @@ def test_replays_are_the_steps(method, optimizer, device):
     eager.run(0, STEPS + 2)
     assert graph.sparsifier.step == STEPS + 2
     same(graph.state(), eager.state(), device)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_replays_of_single_launches_are_the_steps(name, triton_device):
+    """The same where Triton's kernels serve: their launchers, too, must leave nothing to Python."""
+    method = METHODS["budget"] | {"products": "fused"}
+    graph = Training(method, OPTIMIZERS[name], triton_device, capturable=True)
+    eager = Training(method, OPTIMIZERS[name], triton_device, guard=False)
+    graph.capture_after(WARMUP, launchers=True)
+    graph.run(WARMUP + 1, WARMUP + 4)
+    eager.run(0, WARMUP + 4)
+    same(graph.state(), eager.state(), triton_device)
 
 
 def test_without_capturable_a_step_reads_on_the_host():
