@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from aswl_kernels import masked_conv2d, masked_linear, tuned
-from aswl_kernels.timing import interleaved
 
 X, W = torch.ones(32, 8), torch.ones(4, 8)
 LINEAR = "cpu: masked_linear [32, 8] by [4, 8] [], gradients none, float32 by float32"
@@ -165,11 +164,3 @@ def test_compiled_whole_with_one_lookup_per_static_shape(cache):
     for batch in (4, 7, 6):  # the second makes the batch a symbol
         compiled(torch.ones(batch, 3, 8, 8), weight)
     assert asked == ["fused", "dense", "dense"]
-
-
-def test_variants_take_turns_on_a_cpu():
-    order = []
-    times = interleaved({name: lambda name=name: order.append(name) for name in "ab"}, rounds=3)
-    assert [len(series) for series in times.values()] == [3, 3] and order[0] == "a" and order[-1] == "b"
-    few = interleaved({"a": lambda: torch.ones(200_000).sort()}, rounds=10_000, seconds=0.05)
-    assert 5 <= len(few["a"]) < 10_000
