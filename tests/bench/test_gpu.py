@@ -168,6 +168,13 @@ def test_counts_of_a_report(tmp_path):
     assert tests.counted(report) == {"passed": 2, "failed": 1, "skipped": 2}
 
 
+def test_tests_of_the_gpus_kernels_come_first():
+    files = tests.files()
+    assert all((ROOT / path).exists() for path in files) and len(files) == len(set(files)) > 50
+    first = [path for path in files if "triton" in path or "gpu" in path]
+    assert files[: len(first)] == first and "tests/aswl_kernels/test_gpu.py" in first
+
+
 def test_rows_are_json_with_their_context(tmp_path, monkeypatch):
     monkeypatch.setenv("ASWL_COMMIT", "abc")
     Run("section", tmp_path, smoke=True).note("case", "text", memory=1)
