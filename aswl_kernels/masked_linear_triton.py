@@ -46,9 +46,10 @@ def masked_linear_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """y [N, M] = a (x [N, K] sparse.T + b); the weight is [M, K], or, TURNED, [K, M]."""
-    t = tl.load(t_ptr + tl.zeros([1, 1], tl.int32)).to(tl.float32)  # a tile: a scalar would keep the mask off registers
+    # a tile and no scalar: only through loads Triton hoists the operand's layout, so that the mask is made in registers
+    t = tl.load(t_ptr + tl.zeros([1, 1], tl.int32)).to(tl.float32)
     inside = None if EVEN else K
-    tl.assume(K > 0)  # without a way around the loop, or ptxas would wait for every single wgmma (warning C7515)
+    tl.assume(K > 0)  # or all would be compiled twice; around a lone loop over k, ptxas would serialise wgmma (C7515)
     tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=DESCRIPTORS):
         m, n = _place(tile, M, N, BLOCK_M, BLOCK_N, GROUP)
