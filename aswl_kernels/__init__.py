@@ -7,6 +7,7 @@ from aswl_kernels.fused_sgd import fused_sgd_
 from aswl_kernels.gap_linear import gap_linear
 from aswl_kernels.gaps import GapWeight, pack_gaps, unpack_gaps
 from aswl_kernels.gate import gate
+from aswl_kernels.gate_all import gate_all
 from aswl_kernels.magnitude_threshold import magnitude_threshold
 from aswl_kernels.masked_conv2d import masked_conv2d
 from aswl_kernels.masked_linear import masked_linear
@@ -26,6 +27,7 @@ __all__ = [
     "fused_sgd_",
     "gap_linear",
     "gate",
+    "gate_all",
     "magnitude_threshold",
     "masked_conv2d",
     "masked_linear",
