@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from aswl.masking import forget
 from aswl.nn import SparseConv2d, SparseLayer, SparseLinear
 from aswl.structure import PrunedWeight
 
@@ -70,6 +71,7 @@ def release(model: nn.Module) -> nn.Module:
             for key, hook in list(layer._forward_pre_hooks.items()):
                 if hook is _no_change:
                     del layer._forward_pre_hooks[key]
+    forget(model)
     return model
 
 

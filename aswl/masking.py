@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from aswl.nn import SparseLayer
 from aswl_kernels import gate_all
+from aswl_kernels._checks import compute_dtype
 
 DEVICES = ("cuda",)  # where a launch may cost more than what it does
 LARGEST = 1 << 20  # weights of a layer, whose mask takes about as long as its launch
@@ -32,15 +33,16 @@ class Masks:
         kinds: dict[tuple, list[list[SparseLayer]]] = {}
         for layers in self.layers:
             weight = layers[0]._parameters.get("weight")  # none where it is parametrised
-            if type(weight) is nn.Parameter and weight.device.type in DEVICES and weight.numel() <= LARGEST:
-                if all(layer.last_products in (None, "dense") and layer.learnable is None for layer in layers):
-                    kinds.setdefault((weight.device, weight.dtype), []).append(layers)
-        for (device, dtype), alike in kinds.items():
+            small = type(weight) is nn.Parameter and weight.device.type in DEVICES and weight.numel() <= LARGEST
+            if small and all(layer.last_products in (None, "dense") and layer.learnable is None for layer in layers):
+                kinds.setdefault((weight.device, weight.dtype), []).append(layers)
+        for alike in kinds.values():
             if len(alike) > 1:
                 first = [layers[0] for layers in alike]
-                if dtype != torch.float64 and torch.is_autocast_enabled(device.type):
-                    dtype = torch.get_autocast_dtype(device.type)
-                masked = gate_all([layer.weight.detach() for layer in first], [layer.threshold for layer in first], dtype)
+                dtype = compute_dtype(first[0].weight)
+                masked = gate_all(
+                    [layer.weight.detach() for layer in first], [layer.threshold for layer in first], dtype
+                )
                 for layers, weight in zip(alike, masked):
                     _give(layers, weight)
 

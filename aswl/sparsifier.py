@@ -15,6 +15,7 @@ from aswl.clock import Clock, DeviceClock
 from aswl.convert import release, sparsify
 from aswl.follower import StepFollower
 from aswl.guard import Guard
+from aswl.masking import Masks
 from aswl.schedule import Schedule
 from aswl.settings import Settings
 from aswl.steering import Steering
@@ -117,6 +118,8 @@ class ASWL:
                 layer.attention_scale = self.settings.attention_scale
                 layer.attention_steered = not self.settings.reads_attentions
                 layer.products = self.settings.products
+        if not (self.settings.reads_attentions or entries[0].layers[0].scaled):
+            Masks([entry.layers for entry in entries]).attach(self.model)
         self.refresh()
         self._attached = False
         self._allow_steps = forbid_steps(self._structure)

@@ -1,21 +1,22 @@
 """Convolution with a weight that is masked and scaled on the way."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from aswl_kernels import native, reference
-from aswl_kernels._checks import check_operands, check_scalar, to_autocast
+from aswl_kernels._checks import check_operands, to_autocast
 from aswl_kernels._conv import Size, prepare
 from aswl_kernels._library import LIBRARY, define, vmap_by
 from aswl_kernels.gate import Gate, gate_values
-from aswl_kernels.masked_linear import kept, restrict, unfold, unfold_gradients
+from aswl_kernels.masked_linear import check_scalars, kept, restrict, unfold, unfold_gradients
 from aswl_kernels.sparse_conv2d import input_gradient, sparse_conv2d_op, turned_padding
 
 
 def masked_conv2d(
     x: Tensor,
     weight: Tensor,
-    threshold: Tensor,
+    threshold: Tensor | None,
     attention: Tensor | None = None,
     bias: Tensor | None = None,
     stride: Size = 1,
@@ -29,8 +30,7 @@ def masked_conv2d(
     """``attention * (conv2d(x, sparse) + bias)``, sparse being the weight where ``abs(weight) >= threshold``, else 0.
 
     ``x``: [N, C, H, W] or [C, H, W], contiguous or channels_last; ``weight``: [out, C / groups, height, width];
-    ``threshold``, ``attention``: one element (0-d or [1]), None meaning 1; ``bias``: [out]; the geometry as in
-    ``torch.nn.functional.conv2d``. Dtypes, autocast, gradients, ``scaled``, ``products`` and ``learnable`` as in
+    ``bias``: [out]; the geometry as in ``torch.nn.functional.conv2d``. Scalars, dtypes, autocast, gradients, ``scaled``, ``products`` and ``learnable`` as in
     :func:`masked_linear`; but the gradient of the weight is always computed whole, and that of x densely where the
     stride is not 1 or the padding above ``dilation * (kernel - 1)``.
     Raises ``ValueError`` on another dtype, shape, device or geometry.
@@ -38,11 +38,11 @@ def masked_conv2d(
     op = "masked_conv2d"
     x = to_autocast(x)
     check_operands(op, x, weight, bias)
-    check_scalar(op, "threshold", threshold, weight)
-    for name, scalar in (("attention", attention), ("learnable", learnable)):
-        if scalar is not None:
-            check_scalar(op, name, scalar, weight)
+    check_scalars(op, weight, threshold, attention, learnable, products)
     batch, *geometry = prepare(op, x, weight.shape, stride, padding, dilation, groups)
+    if threshold is None:
+        y = F.conv2d(batch, weight, bias if bias is None else bias.to(x.dtype), *geometry, groups)
+        return y.squeeze(0) if x.dim() == 3 else y
     packed = kept(op, weight, threshold, attention if scaled else None, products)
     args = (batch, weight, threshold, attention, bias, *geometry, groups, scaled)
     if packed:

@@ -1,6 +1,7 @@
 """Linear product with a weight that is masked and scaled on the way."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from aswl_kernels import native, reference
@@ -17,7 +18,7 @@ from aswl_kernels.sparse_linear import sparse_linear_op
 def masked_linear(
     x: Tensor,
     weight: Tensor,
-    threshold: Tensor,
+    threshold: Tensor | None,
     attention: Tensor | None = None,
     bias: Tensor | None = None,
     scaled: bool = True,
@@ -26,8 +27,8 @@ def masked_linear(
 ) -> Tensor:
     """``attention * (x @ sparse.T + bias)``, sparse being the weight where ``abs(weight) >= threshold``, else 0.
 
-    ``x``: [..., in]; ``weight``: [out, in]; ``threshold``, ``attention``: one element (0-d or [1]), None meaning 1;
-    ``bias``: [out]. Returns [..., out] in x's dtype, which is the weight's, or bf16/fp16 over an fp32 weight (the mask
+    ``x``: [..., in]; ``weight``: [out, in]; ``threshold``, ``attention``: one element (0-d or [1]), no attention meaning
+    1, and no threshold that the weight is masked already, by :func:`gate_all`; ``bias``: [out]. Returns [..., out] in x's dtype, which is the weight's, or bf16/fp16 over an fp32 weight (the mask
     is decided in fp32 all the same); under autocast x takes autocast's dtype. Weight gradients are straight-through,
     see :func:`gate`; the attention's is ``sum(dL/d(a sparse) * sparse) + sum(dL/d(a bias) * bias)``. With
     ``scaled=False`` the attention counts as 1 and keeps this gradient.
@@ -45,10 +46,9 @@ def masked_linear(
     check_operands(op, x, weight, bias)
     want(weight.dim() == 2, op, "weight [out, in]", weight)
     want(x.dim() >= 1 and x.shape[-1] == weight.shape[1], op, f"x [..., {weight.shape[1]}]", x, weight)
-    check_scalar(op, "threshold", threshold, weight)
-    for name, scalar in (("attention", attention), ("learnable", learnable)):
-        if scalar is not None:
-            check_scalar(op, name, scalar, weight)
+    check_scalars(op, weight, threshold, attention, learnable, products)
+    if threshold is None:
+        return F.linear(x, weight, bias if bias is None else bias.to(x.dtype))
     packed = kept(op, weight, threshold, attention if scaled else None, products)
     args = (x, weight, threshold, attention, bias, scaled)
     if packed:
@@ -61,6 +61,23 @@ def masked_linear(
 
 
 PRODUCTS = ("dense", "fused", "sparse")
+
+
+def check_scalars(
+    op: str,
+    weight: Tensor,
+    threshold: Tensor | None,
+    attention: Tensor | None,
+    learnable: Tensor | None,
+    products: str,
+) -> None:
+    """Each, where given, has one element; a weight without threshold is only multiplied."""
+    for name, scalar in (("threshold", threshold), ("attention", attention), ("learnable", learnable)):
+        if scalar is not None:
+            check_scalar(op, name, scalar, weight)
+    alone = attention is None and learnable is None and products == "dense"
+    wanted = "a threshold, or neither attention nor learnable, and products 'dense'"
+    want(threshold is not None or alone, op, wanted, threshold, attention, learnable, products)
 
 
 def kept(op: str, weight: Tensor, threshold: Tensor, attention: Tensor | None, products: str) -> tuple[Tensor, ...]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from aswl_kernels import gate, magnitude_threshold, tuned
+from aswl_kernels._checks import compute_dtype
 from aswl_kernels.break_even import CEILING, SMALLEST, break_even, eligible
 
 
@@ -29,6 +30,19 @@ class _Tie(torch.autograd.Function):
         return grad, None
 
 
+class _Masked(torch.autograd.Function):
+    """The masked weight that the model has made, in the graph of the weight and the attention."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, attention: Tensor, masked: Tensor) -> Tensor:
+        ctx.dtype = weight.dtype
+        return masked.view_as(masked)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad.to(ctx.dtype), None, None
+
+
 class SparseLayer(nn.Module):
     """Mixin in front of ``nn.Linear`` or ``nn.Conv2d``: the weight acts as ``attention * weight`` where
     ``abs(weight) >= threshold`` and as 0 elsewhere (arXiv 2111.02399); its gradient is straight-through.
@@ -42,12 +56,14 @@ class SparseLayer(nn.Module):
     measured to be faster, on a CPU sparse or dense at the layer's density (:func:`aswl_kernels.break_even`), elsewhere
     fused or dense for its shape (:mod:`aswl_kernels.tuned`).
     ``learnable``: 0-d buffer, None at first: weights of smaller magnitude get no gradient (``backward_density``).
+    ``masked``: the masked weight, while the forward of a model that has made it is under way (:mod:`aswl.masking`).
     """
 
     dense_type: type[nn.Module]  # the parent
     attention_scale = "paper"
     attention_steered = False
     products = "auto"
+    masked: Tensor | None = None
     positions: int | None = None  # products per sample and weight, seen in the last eager forward
     last_products: str | None = None  # those of the last eager forward, "auto" resolved
     break_even: float | None = None  # the density below which sparse products are faster, where it was measured
@@ -98,6 +114,7 @@ class SparseLayer(nn.Module):
             "last_products",
             "break_even",
             "_share",
+            "masked",
         ):
             vars(self).pop(name, None)
         self.__class__ = self.dense_type
@@ -108,13 +125,17 @@ class SparseLayer(nn.Module):
         """Whether the output is multiplied by the attention's value, and not by 1 with the attention's gradient."""
         return self.attention_scale == "paper"
 
-    def _masking(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The weight, the threshold and the attention as a masked product takes them."""
+    def _operands(self, input: Tensor, weight: Tensor, bias: Tensor | None, products: str) -> tuple[Tensor | None, ...]:
+        """Weight, threshold, attention and bias as a masked product with this input takes them."""
         if not self.attention_steered:
-            return weight, self.threshold, self.attention
+            return weight, self.threshold, self.attention, bias
+        given = None if torch.compiler.is_compiling() or self.scaled or products != "dense" else self.masked
+        if given is not None and given.dtype == compute_dtype(input):
+            weight = _Masked.apply(weight, self.attention, given)
+            return weight, None, None, bias if bias is None else bias.to(weight.dtype)
         if torch.is_grad_enabled():
             weight = _Tie.apply(weight, self.attention)
-        return weight, self.threshold, self.attention.detach() if self.scaled else None
+        return weight, self.threshold, self.attention.detach() if self.scaled else None, bias
 
     def note_density(self, density: float) -> None:
         """Spare the layer the count: the density that belongs to its threshold as it is now."""

@@ -23,8 +23,8 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
             input, padding = self._pad(input), 0
         geometry = self.stride, padding, self.dilation, self.groups
         products = self._choose(masked_conv2d, input, *geometry)
-        rest = *geometry, self.scaled, products, self.learnable
-        y = masked_conv2d(input, *self._masking(weight), bias, *rest)
+        operands = self._operands(input, weight, bias, products)
+        y = masked_conv2d(input, *operands, *geometry, self.scaled, products, self.learnable)
         if not torch.compiler.is_compiling():
             self.positions = y.shape[-2:].numel()
         return y

@@ -20,4 +20,5 @@ class SparseLinear(SparseLayer, nn.Linear):
         if not torch.compiler.is_compiling():
             self.positions = input.shape[1:-1].numel()
         products = self._choose(masked_linear, input)
-        return masked_linear(input, *self._masking(self.weight), self.bias, self.scaled, products, self.learnable)
+        operands = self._operands(input, self.weight, self.bias, products)
+        return masked_linear(input, *operands, self.scaled, products, self.learnable)

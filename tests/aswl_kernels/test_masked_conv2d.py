@@ -201,3 +201,12 @@ def test_refuses(args, geometry, words):
     with pytest.raises(ValueError) as error:
         masked_conv2d(*args, **geometry)
     assert str(error.value).startswith("masked_conv2d: want ") and words in str(error.value)
+
+
+@geometry_table
+def test_a_weight_that_is_masked_already(x_shape, weight_shape, geometry, device):
+    x, weight, _, attention, bias = operands(x_shape, weight_shape, device=device)
+    got = masked_conv2d(x, weight, None, bias=bias, **geometry)
+    torch.testing.assert_close(got, conv(geometry)(x, weight, bias))
+    with pytest.raises(ValueError, match="want a threshold, or neither attention"):
+        masked_conv2d(x, weight, None, attention, **geometry)

@@ -181,3 +181,13 @@ def test_refuses(args, words):
     with pytest.raises(ValueError) as error:
         masked_linear(*args)
     assert str(error.value).startswith("masked_linear: want ") and words in str(error.value)
+
+
+def test_a_weight_that_is_masked_already(device):
+    x, weight, threshold, attention, bias = operands((3, 5), (4, 5), device=device)
+    assert torch.equal(masked_linear(x, weight, None, bias=bias), F.linear(x, weight, bias))
+    for options in ({"attention": attention}, {"learnable": threshold}, {"products": "sparse"}):
+        with pytest.raises(
+            ValueError, match="want a threshold, or neither attention nor learnable, and products 'dense'"
+        ):
+            masked_linear(x, weight, None, **options)
