@@ -8,6 +8,7 @@ from torch import Tensor
 from aswl_kernels._integers import integers
 from aswl_kernels._triton import on, ordered
 from aswl_kernels.gate_all import begins
+from aswl_kernels.gate_triton import gated
 
 BLOCK = 1024  # elements of a program, in 128 threads: 16 layers of ResNet-20 are 260 programs for 132 multiprocessors
 WARPS = 4
@@ -27,14 +28,16 @@ def gate_all_kernel(
     program, column = tl.program_id(0).to(tl.int64), tl.arange(0, LAYERS)
     begun = (column < layers) & (tl.load(table_ptr + column, mask=column < layers, other=0) <= program)
     entry = table_ptr + tl.sum(begun.to(tl.int32)) - 1  # the last that has begun: an empty one ends where it begins
-    i = (program - tl.load(entry)) * BLOCK + tl.max_contiguous(tl.multiple_of(tl.arange(0, BLOCK), 16), 16)
-    size = tl.load(entry + layers)
+    begin, size = (program - tl.load(entry)) * BLOCK, tl.load(entry + layers)
+    i = begin + tl.max_contiguous(tl.multiple_of(tl.arange(0, BLOCK), 16), 16)
     y_ptr += tl.multiple_of(tl.load(entry + 2 * layers), 16)
     w_ptr = tl.multiple_of(tl.load(entry + 3 * layers).to(tl.pointer_type(WEIGHT)), 16)
     t = tl.load(tl.load(entry + 4 * layers).to(tl.pointer_type(THRESHOLD))).to(tl.float32)
-    w = tl.load(w_ptr + i, mask=i < size, other=0.0)
-    kept = tl.where(tl.abs(w.to(tl.float32)) < t, 0.0, w.to(tl.float32))
-    tl.store(y_ptr + i, kept.to(y_ptr.dtype.element_ty), mask=i < size)
+    if begin + BLOCK <= size:  # without a mask, the accesses are 16 bytes wide
+        tl.store(y_ptr + i, gated(tl.load(w_ptr + i), 1.0, t, False).to(y_ptr.dtype.element_ty))
+    else:
+        w = tl.load(w_ptr + i, mask=i < size, other=0.0)
+        tl.store(y_ptr + i, gated(w, 1.0, t, False).to(y_ptr.dtype.element_ty), mask=i < size)
 
 
 def gate_all(weights: list[Tensor], thresholds: list[Tensor], dtype: torch.dtype | None = None) -> Tensor:

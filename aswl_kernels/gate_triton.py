@@ -20,15 +20,15 @@ def gate_kernel(w_ptr, a_ptr, t_ptr, y_ptr, n, SCALED: tl.constexpr, BLOCK: tl.c
     offsets = tl.max_contiguous(tl.multiple_of(tl.arange(0, BLOCK), 16), 16)
     if i + BLOCK <= n:  # without a mask, the accesses are 16 bytes wide
         w = tl.load(w_ptr + i + offsets)
-        tl.store(y_ptr + i + offsets, _gated(w, a, t, SCALED).to(y_ptr.dtype.element_ty))
+        tl.store(y_ptr + i + offsets, gated(w, a, t, SCALED).to(y_ptr.dtype.element_ty))
     else:
         w = tl.load(w_ptr + i + offsets, mask=i + offsets < n, other=0.0)
-        y = _gated(w, a, t, SCALED).to(y_ptr.dtype.element_ty)
+        y = gated(w, a, t, SCALED).to(y_ptr.dtype.element_ty)
         tl.store(y_ptr + i + offsets, y, mask=i + offsets < n)
 
 
 @triton.jit
-def _gated(w, a, t, SCALED: tl.constexpr):
+def gated(w, a, t, SCALED: tl.constexpr):
     """a w where abs(w) >= t or w is NaN, rounded to w's dtype."""
     kept = tl.where(tl.abs(w.to(tl.float32)) < t, 0.0, w.to(tl.float32))
     return (a * kept).to(w.dtype) if SCALED else kept.to(w.dtype)

@@ -10,6 +10,7 @@ from aswl_kernels import (
     fused_adamw_triton,
     fused_sgd_triton,
     gap_linear_triton,
+    gate_all_triton,
     gate_triton,
     masked_linear_triton,
     share_budget_triton,
