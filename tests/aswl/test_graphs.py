@@ -158,6 +158,15 @@ def test_launches():
     assert sum(more.values()) <= 21 and "attention_gradient" not in more, more
 
 
+@pytest.mark.parametrize("name", [name for name, (kind, *_) in OPTIMIZERS.items() if kind is not torch.optim.SGD])
+def test_all_that_changes_on_the_device_stays_in_the_fused_pass(name):
+    training = Training(METHODS["budget"], OPTIMIZERS[name], "cpu", capturable=True)
+    training.run(0, WARMUP)
+    with Tape() as tape:
+        training.step()
+    assert tape.launches()["fused_adamw_" if "adamw" in name else "fused_sgd_"] == 1
+
+
 def test_a_state_goes_both_ways(device):
     """From captured steps to others, and back into a graph that goes on."""
     method = METHODS["budget"]
