@@ -9,9 +9,9 @@ from torch import Tensor
 from aswl_kernels._triton import on
 from aswl_kernels.reference_gaps import STEP, STRIP, code_bits, gap_blocks, segment_width
 
-SKINNY = (
-    16  # rows of x up to which the walk is taken; the weight unpacked and cuBLAS beat it only from about twice as many
-)
+# rows of x up to which the walk is taken: 13 instructions a slot (sm_90) for the first, 2.8 for each that follows; by that
+# count, unpacking and cuBLAS win from about twice as many rows on
+SKINNY = 16
 SUM_BLOCK = 256  # outputs of a program that adds up segments: 112 programs for 28,672 outputs
 
 
@@ -61,15 +61,16 @@ def gap_linear_kernel(
     c_ptr += begin * STRIP + lane
     v_ptr += begin * (STRIP * STEP) + lane[:, None] * STEP + tl.arange(0, STEP)[None, :]
     # two steps ahead, which keeps some 30 KiB of each multiprocessor's reads under way
-    code, code_1 = tl.load(c_ptr, mask=steps > 0, other=0), tl.load(c_ptr + STRIP, mask=steps > 1, other=0)
-    v, v_1 = tl.load(v_ptr, mask=steps > 0, other=0.0), tl.load(v_ptr + STRIP * STEP, mask=steps > 1, other=0.0)
+    code, v = tl.load(c_ptr, mask=steps > 0, other=0), tl.load(v_ptr, mask=steps > 0, other=0)
+    code_1 = tl.load(c_ptr + STRIP, mask=steps > 1, other=0)
+    v_1 = tl.load(v_ptr + STRIP * STEP, mask=steps > 1, other=0)
     column = tl.zeros((STRIP,), tl.int32) + segment * width
     sums = (tl.zeros((STRIP,), tl.float32),) * ROWS
     for step in range(steps):
         c_ptr += STRIP
         v_ptr += STRIP * STEP
         code_2 = tl.load(c_ptr + STRIP, mask=step + 2 < steps, other=0)
-        v_2 = tl.load(v_ptr + STRIP * STEP, mask=step + 2 < steps, other=0.0)
+        v_2 = tl.load(v_ptr + STRIP * STEP, mask=step + 2 < steps, other=0)
         columns, _, column = _columns(code, column, BITS)
         factor = v.to(x_ptr.dtype.element_ty).to(tl.float32)
         longer = ()
@@ -137,9 +138,8 @@ def gap_linear(
     y = x.new_empty(*x.shape[:-1], outputs)
     if not y.numel() or rows > SKINNY or not inputs:
         return F.linear(x, unpack_gaps(values, codes, offsets, lengths, [outputs, inputs]).to(x.dtype), bias)
-    padded = triton.next_power_of_2(rows)
-    columns = x.reshape(rows, inputs).mT
-    columns = (F.pad(columns, (0, padded - rows)) if rows < padded else columns).contiguous()
+    columns = _transposed(x, rows)
+    padded = columns.shape[1]
     each = min(padded, 8 // x.element_size())
     words = {2: tl.uint16, 4: tl.uint32, 8: tl.uint64}
     loads = {"WORD": words[each * x.element_size()], "EACH": each}
@@ -155,6 +155,14 @@ def gap_linear(
         bias = bias if bias is None else bias.contiguous()
         gap_linear_sum_kernel[grid](sums, bias, y, outputs, segments, rows, bias is not None, SUM_BLOCK, num_warps=4)
     return y
+
+
+def _transposed(x: Tensor, rows: int) -> Tensor:
+    """x as [in, rows], rows filled up to a power of two; a copy, aligned to words, unless it is one row."""
+    columns, missing = x.reshape(rows, x.shape[-1]).mT, triton.next_power_of_2(rows) - rows
+    if missing:
+        return F.pad(columns, (0, missing))
+    return columns.contiguous() if rows == 1 else columns.clone(memory_format=torch.contiguous_format)
 
 
 def unpack_gaps(values: Tensor, codes: Tensor, offsets: Tensor, lengths: Tensor, shape: list[int]) -> Tensor:
