@@ -1,6 +1,7 @@
 """The fused optimizers on a GPU: one launch steps all weights of a dtype, a small one adds up what its programs summed."""
 
 import math
+from collections.abc import Callable
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -14,7 +15,8 @@ from aswl_kernels._integers import integers
 from aswl_kernels._triton import on, ordered
 
 WARPS = 8
-BLOCKS = 8  # of a program: 8,192 fp32 weights, 12,208 programs for 1e8, so that finding its layer costs it little
+BLOCKS = 8  # of a program at most: 8,192 fp32 weights, so that finding its layer costs it little
+PROGRAMS = 1024  # of few weights, fewer blocks each: an H200 runs 660 at a time
 SUMMED = 1024  # partial sums that a program of the second launch adds at once
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -197,7 +199,7 @@ class _Layer(NamedTuple):
 
     def kind(self) -> tuple:
         """Equal for those that one launch can take; first whether all accesses can be of 16 bytes."""
-        aligned = all(t.data_ptr() % 16 == 0 for t in (self.weight, self.grad, *self.states, *self.copy))
+        aligned = not any(t.data_ptr() % 16 for t in (self.weight, self.grad, *self.states, *self.copy))
         step = self.step.dtype if isinstance(self.step, Tensor) else self.step
         return aligned, self.threshold.dtype, step, *(t.dtype for t in self.copy)
 
@@ -224,25 +226,29 @@ def launch(
     written = []
     for i, weight in enumerate(weights):
         given = [weight, *(state[i] for state in states), *copies[i : i + 1]]
-        used = given if _same_order(given) else [tensor.contiguous() for tensor in given]
-        written += [(tensor, stand_in) for tensor, stand_in in zip(given, used) if tensor is not stand_in]
-        last = 1 + len(states)
-        layer = _Layer(i, used[0], thresholds[i], used[1:last], used[last:], steps[i], ordered(grads[i], used[0]))
+        used, grad, last = given, grads[i], 1 + len(states)
+        if not _same_order([grad, *given]):
+            used = given if _same_order(given) else [tensor.contiguous() for tensor in given]
+            grad = ordered(grad, used[0])
+            written += [(tensor, stand_in) for tensor, stand_in in zip(given, used) if tensor is not stand_in]
+        layer = _Layer(i, used[0], thresholds[i], used[1:last], used[last:], steps[i], grad)
         kinds.setdefault(layer.kind(), []).append(layer)
     numbers = (grad_scale, *parted(pruned_gradient), *parted(lr), 1 - band, 1 + band)
-    for (aligned, *_), layers in kinds.items():
-        with on(y):
-            _launch(rule, layers, numbers, aligned, y)
+    with on(y):  # all memory is there before anything is launched: without, nothing has changed
+        for start in [_planned(rule, layers, numbers, aligned, y) for (aligned, *_), layers in kinds.items()]:
+            start()
     for tensor, stand_in in written:
         tensor.copy_(stand_in)
     return y
 
 
-def _launch(rule: Rule, layers: list[_Layer], numbers: tuple, aligned: bool, y: Tensor) -> None:
+def _planned(rule: Rule, layers: list[_Layer], numbers: tuple, aligned: bool, y: Tensor) -> Callable[[], None]:
+    """The launches for layers of one kind, which write their rows of ``y``."""
     one = layers[0]
     block = 32 * WARPS * 16 // max(t.itemsize for t in (one.weight, *one.copy))
     sizes = [layer.weight.numel() for layer in layers]
-    first = [0, *accumulate(triton.cdiv(size, BLOCKS * block) for size in sizes)]
+    blocks = min(BLOCKS, triton.next_power_of_2(triton.cdiv(max(sum(sizes), 1), PROGRAMS * block)))
+    first = [0, *accumulate(-(-size // (blocks * block)) for size in sizes)]
     programs = first.pop()
     in_table = [[layer.weight, layer.threshold, *layer.states, *layer.copy] for layer in layers]
     step, step_type = one.step, None
@@ -251,26 +257,29 @@ def _launch(rule: Rule, layers: list[_Layer], numbers: tuple, aligned: bool, y: 
         in_table = [[*tensors, layer.step] for tensors, layer in zip(in_table, layers)]
     addresses = [tensor.data_ptr() for row in zip(*in_table) for tensor in row]
     table = integers([*first, *sizes, *(layer.place for layer in layers), *addresses], y.device)
+    grads = integers([layer.grad.data_ptr() for layer in layers], y.device)
     sums = torch.empty(3, programs, dtype=torch.float32, device=y.device)
-    if programs:
-        grads = integers([layer.grad.data_ptr() for layer in layers], y.device)
-        fused_kernel[(programs,)](
-            *(table, grads, sums, len(layers), programs, *numbers, step, rule.numbers),
-            PREPARE=rule.prepare,
-            UPDATE=rule.update,
-            VARIANT=rule.variant,
-            WEIGHT=TYPES[one.weight.dtype],
-            THRESHOLD=TYPES[one.threshold.dtype],
-            COPY=TYPES[one.copy[0].dtype] if one.copy else None,
-            STEP=step_type,
-            ALIGNED=aligned,
-            LAYERS=triton.next_power_of_2(len(layers)),
-            BLOCKS=BLOCKS,
-            BLOCK=block,
-            num_warps=WARPS,
-            num_stages=1,
-        )
-    fused_sums_kernel[(len(layers), 3)](table, sums, y, len(layers), programs, BLOCK=SUMMED, num_warps=4)
+    options = {
+        "PREPARE": rule.prepare,
+        "UPDATE": rule.update,
+        "VARIANT": rule.variant,
+        "WEIGHT": TYPES[one.weight.dtype],
+        "THRESHOLD": TYPES[one.threshold.dtype],
+        "COPY": TYPES[one.copy[0].dtype] if one.copy else None,
+        "STEP": step_type,
+        "ALIGNED": aligned,
+        "LAYERS": triton.next_power_of_2(len(layers)),
+        "BLOCKS": blocks,
+        "BLOCK": block,
+    }
+
+    def start() -> None:
+        if programs:
+            args = (table, grads, sums, len(layers), programs, *numbers, step, rule.numbers)
+            fused_kernel[(programs,)](*args, **options, num_warps=WARPS, num_stages=1)
+        fused_sums_kernel[(len(layers), 3)](table, sums, y, len(layers), programs, BLOCK=SUMMED, num_warps=4)
+
+    return start
 
 
 def either(number: float, tensor: Tensor | None, weights: list[Tensor]) -> float | Tensor:

@@ -31,6 +31,7 @@ def small(monkeypatch):
     """Programs of a few elements, so that several run and add up."""
     monkeypatch.setattr(_fused_triton, "WARPS", 1)
     monkeypatch.setattr(_fused_triton, "BLOCKS", 2)
+    monkeypatch.setattr(_fused_triton, "PROGRAMS", 2)
     monkeypatch.setattr(_fused_triton, "SUMMED", 2)
 
 
