@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from aswl_kernels._triton import SERVED
 
@@ -95,8 +95,9 @@ class Tape(TorchDispatchMode):
             raise CaptureError(f"{name}: a tensor made of numbers on the host")
         out = _run(func, args, kwargs)
         held = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        made = [None if t.untyped_storage().data_ptr() in held else t for t in _tensors(out)]
+        made = [None if t.untyped_storage().data_ptr() in held else _alias(t) for t in _tensors(out)]
         works = name not in IDLE and (schema.is_mutable or any(t is not None for t in made))
+        args, kwargs = tree_map_only(Tensor, _alias, (args, kwargs))
         self.calls.append(Call(name, partial(_run, func, args, kwargs), made, works))
         return out
 
@@ -115,6 +116,12 @@ class Tape(TorchDispatchMode):
 
 def _tensors(tree: object) -> list[Tensor]:
     return [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
+
+
+def _alias(tensor: Tensor) -> Tensor:
+    """The same memory: a reference to the tensor itself would make autograd copy a gradient that it could keep."""
+    with torch._C.DisableTorchFunction():
+        return tensor.detach()
 
 
 def _run(func, args, kwargs):
