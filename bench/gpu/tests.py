@@ -53,10 +53,13 @@ def within(limit: float, command: list[str], output: int | None) -> int:
 
 
 def counted(report) -> dict[str, int]:
-    """How many tests passed, failed and were skipped; what could not be collected counts as skipped."""
+    """How many tests passed, failed and were skipped, as those that cannot be collected (a package is not here)."""
     counts = {"passed": 0, "failed": 0, "skipped": 0}
     for case in ET.parse(report).iter("testcase"):
-        kinds = {child.tag for child in case}
-        kind = "failed" if "failure" in kinds else "skipped" if kinds & {"skipped", "error"} else "passed"
+        kinds = {child.tag: child.get("message") for child in case}
+        lost = kinds.get("error") == "collection failure"
+        kind = (
+            "skipped" if lost or "skipped" in kinds else "failed" if kinds.keys() & {"failure", "error"} else "passed"
+        )
         counts[kind] += 1
     return counts
