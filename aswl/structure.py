@@ -57,9 +57,10 @@ class Structure:
 
     def store(self, attention: Tensor, threshold: Tensor) -> None:
         """Write attentions and thresholds into the layers."""
-        torch._foreach_copy_([entry.attention for entry in self.entries], attention.split(1))
-        values = [t for entry, t in zip(self.entries, threshold.unbind()) for _ in entry.layers]
-        torch._foreach_copy_([layer.threshold for entry in self.entries for layer in entry.layers], values)
+        values = [t for entry, t in zip(self.entries, threshold.to(attention.dtype).unbind()) for _ in entry.layers]
+        places = [layer.threshold for entry in self.entries for layer in entry.layers]
+        attentions = [entry.attention for entry in self.entries]
+        torch._foreach_copy_(attentions + places, [*attention.split(1), *values])  # at once
 
     def note(self, keep: Tensor) -> None:
         """Tell the layers how many weights they keep, [L] on a CPU, so that they need not count."""
