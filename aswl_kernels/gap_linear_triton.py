@@ -43,12 +43,13 @@ def gap_linear_kernel(
     offsets_ptr,
     sums_ptr,
     n_out,
+    n_in,
     n_segments,
     width,
     n_x,
-    ROWS: tl.constexpr,  # of x, rounded up to a power of two: x is [in, ROWS]
-    WORD: tl.constexpr,  # unsigned integer of up to 8 bytes, one load's worth of a column of x
-    EACH: tl.constexpr,  # elements in a word
+    PLANES: tl.constexpr,  # x is [PLANES, in, EACH]
+    EACH: tl.constexpr,
+    WORD: tl.constexpr,  # unsigned integer of EACH elements: what one load takes of a column
     BITS: tl.constexpr,
     STRIP: tl.constexpr,
     STEP: tl.constexpr,
@@ -65,7 +66,7 @@ def gap_linear_kernel(
     code_1 = tl.load(c_ptr + STRIP, mask=steps > 1, other=0)
     v_1 = tl.load(v_ptr + STRIP * STEP, mask=steps > 1, other=0)
     column = tl.zeros((STRIP,), tl.int32) + segment * width
-    sums = (tl.zeros((STRIP,), tl.float32),) * ROWS
+    sums = (tl.zeros((STRIP,), tl.float32),) * (PLANES * EACH)
     for step in range(steps):
         c_ptr += STRIP
         v_ptr += STRIP * STEP
@@ -74,15 +75,17 @@ def gap_linear_kernel(
         columns, _, column = _columns(code, column, BITS)
         factor = v.to(x_ptr.dtype.element_ty).to(tl.float32)
         longer = ()
-        for i in tl.static_range(ROWS // EACH):
-            word = tl.load(x_ptr.to(tl.pointer_type(WORD)) + columns * (ROWS // EACH) + i)
+        plane_ptr = x_ptr.to(tl.pointer_type(WORD))
+        for i in tl.static_range(PLANES):
+            word = tl.load(plane_ptr + columns)
+            plane_ptr += n_in
             for j in tl.static_range(EACH):
                 x = _element(word, j, x_ptr.dtype.element_ty)
                 longer = longer + (sums[i * EACH + j] + tl.sum(x * factor, 1),)
         sums = longer
         code, code_1, v, v_1 = code_1, code_2, v_1, v_2
     sums_ptr += segment.to(tl.int64) * n_x * n_out + strip * STRIP + lane
-    for i in tl.static_range(ROWS):
+    for i in tl.static_range(PLANES * EACH):
         tl.store(sums_ptr + i * n_out, sums[i], mask=(strip * STRIP + lane < n_out) & (i < n_x))
 
 
@@ -132,24 +135,22 @@ def unpack_gaps_kernel(
 def gap_linear(
     x: Tensor, values: Tensor, codes: Tensor, offsets: Tensor, lengths: Tensor, bias: Tensor | None
 ) -> Tensor:
-    """See :func:`aswl_kernels.gap_linear`; x is copied, transposed, unless it is one contiguous row."""
+    """See :func:`aswl_kernels.gap_linear`; x is copied, see :func:`_planes`, unless it is one contiguous row."""
     (outputs, segments), inputs = lengths.shape, x.shape[-1]
     rows = x.numel() // max(inputs, 1)
     y = x.new_empty(*x.shape[:-1], outputs)
     if not y.numel() or rows > SKINNY or not inputs:
         return F.linear(x, unpack_gaps(values, codes, offsets, lengths, [outputs, inputs]).to(x.dtype), bias)
-    columns = _transposed(x, rows)
-    padded = columns.shape[1]
-    each = min(padded, 8 // x.element_size())
-    words = {2: tl.uint16, 4: tl.uint32, 8: tl.uint64}
-    loads = {"WORD": words[each * x.element_size()], "EACH": each}
+    planes = _planes(x.reshape(rows, inputs))
+    each = planes.shape[2]
+    word = {2: tl.uint16, 4: tl.uint32, 8: tl.uint64}[each * x.element_size()]
     sums = torch.empty(segments, rows, outputs, dtype=torch.float32, device=x.device)
     with on(x):
-        sizes = outputs, segments, segment_width(outputs, inputs), rows
+        sizes = outputs, inputs, segments, segment_width(outputs, inputs), rows
         pieces = values.contiguous(), codes.contiguous(), offsets.contiguous()
         layout = {"BITS": code_bits(codes), "STRIP": STRIP, "STEP": STEP}
         gap_linear_kernel[gap_blocks(outputs, inputs)](
-            columns, *pieces, sums, *sizes, ROWS=padded, **loads, **layout, num_warps=1
+            planes, *pieces, sums, *sizes, len(planes), each, word, **layout, num_warps=1
         )
         grid = triton.cdiv(outputs, SUM_BLOCK), rows
         bias = bias if bias is None else bias.contiguous()
@@ -157,12 +158,16 @@ def gap_linear(
     return y
 
 
-def _transposed(x: Tensor, rows: int) -> Tensor:
-    """x as [in, rows], rows filled up to a power of two; a copy, aligned to words, unless it is one row."""
-    columns, missing = x.reshape(rows, x.shape[-1]).mT, triton.next_power_of_2(rows) - rows
-    if missing:
-        return F.pad(columns, (0, missing))
-    return columns.contiguous() if rows == 1 else columns.clone(memory_format=torch.contiguous_format)
+def _planes(x: Tensor) -> Tensor:
+    """x as [planes, in, each], rows side by side in words of up to 8 bytes, the last filled up with zeros.
+
+    Neighbouring columns are so close that 32 lanes, whose columns are some hundred apart, meet in few lines of the cache.
+    """
+    each = min(triton.next_power_of_2(len(x)), 8 // x.element_size())
+    missing = -len(x) % each
+    planes = (F.pad(x, (0, 0, 0, missing)) if missing else x).unflatten(0, (-1, each)).mT
+    # a copy is aligned to words; a single row need not be
+    return planes.contiguous() if each == 1 else planes.clone(memory_format=torch.contiguous_format)
 
 
 def unpack_gaps(values: Tensor, codes: Tensor, offsets: Tensor, lengths: Tensor, shape: list[int]) -> Tensor:

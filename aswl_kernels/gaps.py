@@ -13,7 +13,6 @@ from aswl_kernels._triton import serve
 from aswl_kernels.pack import pack
 
 NIBBLES_FROM = 0.12  # density from which codes of 4 bits, for all their escapes, take fewer bytes than codes of 8
-WIDEST = 2**28  # columns: times 16 rows of x they still have 32-bit indices
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +42,7 @@ class GapWeight:
     def __post_init__(self):
         object.__setattr__(self, "shape", tuple(self.shape))
         values, codes, offsets, lengths = pieces = self.values, *self.indices
-        sized = len(self.shape) == 2 and min(self.shape) >= 0 and self.shape[1] < WIDEST
+        sized = len(self.shape) == 2 and min(self.shape) >= 0 and self.shape[1] < 2**31
         strips, segments = reference.gap_blocks(*self.shape) if sized else (0, 0)
         together = (
             sized
@@ -77,8 +76,7 @@ def pack_gaps(weight: Tensor, threshold: Tensor | None = None, attention: Tensor
     ``weight``: floating [out, in]; what is kept, scaled and differentiable, and what is raised, are those of :func:`pack`.
     Reads sizes on the host, and takes some 100 bytes per nonzero while it lasts: it is no part of a step.
     """
-    fits = weight.dtype in FLOATING and weight.dim() == 2 and weight.shape[1] < WIDEST
-    want(fits, "pack_gaps", f"a floating weight [out, in < {WIDEST}]", weight)
+    want(weight.dtype in FLOATING and weight.dim() == 2, "pack_gaps", "a floating weight [out, in]", weight)
     packed = pack(weight, threshold, attention)
     bits = 4 if len(packed.values) >= NIBBLES_FROM * weight.numel() else 8
     slots, *indices = _layout(packed.columns, packed.offsets, weight.shape[1], bits)

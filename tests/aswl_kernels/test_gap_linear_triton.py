@@ -36,7 +36,7 @@ def assert_right(x, weight, bias, packed=None):
 
 
 @pytest.mark.parametrize("dtypes", DTYPES)
-@pytest.mark.parametrize("rows", [1, 2, 3, 8, 16, 17])
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 9, 16, 17])
 def test_rows(rows, dtypes, triton_device):
     assert_right(*operands(rows, (37, 75), 0.3, dtypes, triton_device))
 
