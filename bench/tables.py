@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from bench import rows
+from bench.gpu.goals import newest, verdicts
 
 README = Path(__file__).parents[1] / "README.md"
 MARKS = re.compile(r"(<!-- table: python -m bench\.tables -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -45,23 +46,33 @@ def faster(row: dict) -> str:
 
 def kernels(measured: list[dict]) -> list[str]:
     """The products on a CPU, a line per shape and a column per sparsity."""
-    newest = {(product(row), row["sparsity"]): faster(row) for row in measured}
-    sparsities = sorted({sparsity for _, sparsity in newest})
+    latest = {(product(row), row["sparsity"]): faster(row) for row in measured}
+    sparsities = sorted({sparsity for _, sparsity in latest})
     head = [
         f"CPU kernels, times faster than {' / '.join(KERNEL_PEERS)} (-: not measured)",
         *(f"{s:.0%} zeros" for s in sparsities),
     ]
     lines = [head, ["---"] * len(head)]
-    for name in dict.fromkeys(name for name, _ in newest):
-        lines.append([name, *(newest.get((name, sparsity), "-") for sparsity in sparsities)])
-    return ["", *(f"| {' | '.join(cells)} |" for cells in lines)] if newest else []
+    for name in dict.fromkeys(name for name, _ in latest):
+        lines.append([name, *(latest.get((name, sparsity), "-") for sparsity in sparsities)])
+    return ["", *(f"| {' | '.join(cells)} |" for cells in lines)] if latest else []
+
+
+def gpu(measured: list[dict]) -> list[str]:
+    """What a GPU is asked for and what it gave (``bash bench/gpu.sh``, whose rows.jsonl is kept in results/gpu.jsonl)."""
+    head = "| GPU | against | floor | goal | got, at worst | |"
+    lines = [
+        f"| {what} | {baseline} | {floor} | {goal} | {got} | {verdict} |"
+        for what, baseline, floor, goal, got, _, verdict in list(verdicts(measured))[1:]
+    ]
+    return ["", head, "|---|---|---|---|---|---|", *lines] if measured else []
 
 
 def table() -> str:
     """The newest row of each preset, of the cost of a step, and of each product on a CPU."""
-    newest = {row["preset"]: row for row in rows.read("presets")}
+    presets = {row["preset"]: row for row in rows.read("presets")}
     lines = ["| test accuracy, % | weights left | ours, mean ± std | seeds | published |", "|---|---|---|---|---|"]
-    for row in newest.values():
+    for row in presets.values():
         left = " to ".join(
             f"{percent:.2f}%" for percent in sorted({round(100 * k / row["size"], 2) for k in row["kept"]})
         )
@@ -84,14 +95,16 @@ def table() -> str:
         lines.append(
             f"| {what}, CPU, {row['threads']} threads | {row['dense_ms']} ms | {row['sparse_ms']} ms | {row['ratio']:.2f} |"
         )
-    lines.append("| any model, GPU | - | - | not measured |")
+    on_gpu = newest(rows.read("gpu"))
+    lines += gpu(on_gpu) or ["| any model, GPU | - | - | not measured |"]
     measured = [row for row in rows.read("cpu") if row["op"] in ("sparse_linear", "sparse_conv2d")]
     lines += kernels(measured)
     machines = sorted(
         {
             f"{row['machine']}, torch {row['torch']}, threads: {row['threads']}"
-            for row in [*newest.values(), *costs.values(), *measured]
+            for row in [*presets.values(), *costs.values(), *measured]
         }
+        | {f"{row['gpu']}, torch {row['torch']}, triton {row['triton']}" for row in on_gpu}
     )
     return "\n".join([*lines, "", f"{SOURCES} Measured on: {'; '.join(machines)}. Rows: `bench/results/`."]) + "\n"
 

@@ -41,12 +41,14 @@ GOALS = {
 
 
 def read(path: Path) -> list[Row]:
-    """All rows, the newest of each case in the place of its first."""
+    """The rows of a file, if there is one."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    newest: dict[tuple, Row] = {}
-    for row in map(json.loads, lines):
-        newest[row["section"], row["case"]] = row
-    return list(newest.values())
+    return newest(list(map(json.loads, lines)))
+
+
+def newest(rows: list[Row]) -> list[Row]:
+    """The newest row of each case, in the place of its first."""
+    return list({(row["section"], row["case"]): row for row in rows}.values())
 
 
 def report(rows: list[Row]) -> str:

@@ -117,6 +117,16 @@ def test_table_shows_the_newest_rows(results):
     assert "stale" not in tables.insert(readme) and tables.insert(readme).endswith("<!-- end of table -->\nb\n")
 
 
+def test_table_of_a_gpu_shows_every_goal():
+    assert tables.gpu([]) == []
+    row = {"section": "linear", "case": "2048", "goals": {"linear": 0.953}, "smoke": False}
+    lines = tables.gpu([row])
+    assert (
+        "| one-pass masked_linear | cuBLAS, pre-masked | 0.9 of its speed | 1 of its speed | 0.953 | floor |" in lines
+    )
+    assert sum("not measured" in line for line in lines) == len(lines) - 4
+
+
 def test_table_of_kernels_shows_the_best_of_layouts_and_what_is_missing():
     setting = {"op": "sparse_linear", "outputs": 8, "inputs": 4, "batch": 2, "backward": False, "threads": 2}
     old = setting | {"sparsity": 0.9, "ratio": {"dense": 9.0}}
