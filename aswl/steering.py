@@ -39,7 +39,13 @@ class Steering:
         if absent or (options.reads_attentions and any(attention.grad is None for attention in attentions)):
             return
         attention, sizes = self.structure.attentions(), self.structure.sizes
-        worth = 0 if options.attention_gradient == "scale" else self._band(scale, sums)
+        counts = None
+        if options.attention_gradient == "scale":
+            worth = 0
+        elif sums is None or options.reads_attentions:
+            worth = self._band(scale, sums)
+        else:  # their quotient is taken where they are averaged
+            worth, counts = sums[:, 1], sums[:, 2]
         if options.reads_attentions:
             own, slope = torch.cat([each.grad for each in attentions]), density_slope(attention, options.alpha)
             worth = worth if paper else worth - own / (sizes * slope) / scale
@@ -49,7 +55,7 @@ class Steering:
             steered = own - scale * sizes * self.signal * slope
         else:
             seen = self.signal, self.observed, worth
-            steered = share_gradient_(*seen, attention, sizes, options.alpha, SMOOTHING)
+            steered = share_gradient_(*seen, attention, sizes, options.alpha, SMOOTHING, counts)
             steered = scale * steered if isinstance(scale, Tensor) or scale != 1 else steered
         for attention in attentions:
             if attention.grad is None:

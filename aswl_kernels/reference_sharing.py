@@ -33,9 +33,10 @@ def share_gradient_(
     sizes: Tensor,
     alpha: float,
     smoothing: float,
+    counts: Tensor | None = None,
 ) -> Tensor:
     """d(log density) = -clip((v - mean v) / mean(abs(v)), -1, 1) as the attentions' gradient, v the smoothed worth."""
-    observe_(signal, observed, worth, smoothing)
+    observe_(signal, observed, worth if counts is None else -worth / counts.clamp(min=1), smoothing)
     density = density_of(attention, alpha)
     kept = (density * sizes).masked_fill(density >= 1, 0)
     mean, typical = (kept * signal).sum(), (kept * signal.abs()).sum()

@@ -15,11 +15,13 @@ def share_gradient_kernel(
     signal_ptr,
     observed_ptr,
     worth_ptr,
+    counts_ptr,
     attention_ptr,
     sizes_ptr,
     grad_ptr,
     n_layers,
     stride_worth,
+    stride_counts,
     least_weight,
     LAYERS: tl.constexpr,
 ):
@@ -28,8 +30,10 @@ def share_gradient_kernel(
     seen = tl.load(observed_ptr) + 1
     weight = tl.maximum(1 / seen, least_weight)
     signal = tl.load(signal_ptr + layer, mask=here, other=0.0)
-    worth = tl.load(worth_ptr + layer * stride_worth, mask=here, other=0.0).to(tl.float32)
-    signal = signal + weight * (worth - signal)
+    worth = tl.load(worth_ptr + layer * stride_worth, mask=here, other=0.0)
+    if counts_ptr is not None:
+        worth = -worth / tl.maximum(tl.load(counts_ptr + layer * stride_counts, mask=here, other=1.0), 1.0)
+    signal = signal + weight * (worth.to(tl.float32) - signal)
     tl.store(signal_ptr + layer, signal, mask=here)
     tl.debug_barrier()  # every thread has read the count
     tl.store(observed_ptr, seen)
@@ -51,13 +55,15 @@ def share_gradient_(
     sizes: Tensor,
     alpha: float,
     smoothing: float,
+    counts: Tensor | None = None,
 ) -> Tensor:
     """See :func:`aswl_kernels.share_gradient_`; another ``alpha`` than 1 goes to the reference."""
     if alpha != 1 or attention.dtype == torch.float64 or not signal.is_contiguous():
-        return reference_sharing.share_gradient_(signal, observed, worth, attention, sizes, alpha, smoothing)
+        return reference_sharing.share_gradient_(signal, observed, worth, attention, sizes, alpha, smoothing, counts)
     grad, n = torch.empty_like(attention), len(attention)
     layers = triton.next_power_of_2(max(n, 1))
-    args = signal, observed, worth, attention.contiguous(), sizes.contiguous(), grad, n
+    args = signal, observed, worth, counts, attention.contiguous(), sizes.contiguous(), grad, n
+    strides = worth.stride(0), 0 if counts is None else counts.stride(0)
     with on(attention):
-        share_gradient_kernel[(1,)](*args, worth.stride(0), 1 - smoothing, LAYERS=layers)
+        share_gradient_kernel[(1,)](*args, *strides, 1 - smoothing, LAYERS=layers)
     return grad

@@ -62,7 +62,7 @@ def _sharing() -> dict[str, Launch]:
     return {
         "share_budget, 54 layers": partial(share_budget_triton.share_budget, attention, sizes, sizes[0], 1.0, 1),
         "share_gradient_, 54 layers": partial(
-            share_gradient_triton.share_gradient_, *seen, attention, sizes, 1.0, 0.99
+            share_gradient_triton.share_gradient_, *seen, attention, sizes, 1.0, 0.99, seen[2]
         ),
     }
 

@@ -66,6 +66,19 @@ def test_strided_worth_and_no_layers(triton_device):
     assert len(share_gradient_(*state(0, triton_device))) == 0
 
 
+def test_sums_and_counts_are_a_worth(triton_device):
+    args, other = state(20, triton_device), state(20, triton_device)
+    sums, counts = torch.randn(20, 2, dtype=torch.float64, device=triton_device).unbind(1)
+    counts.mul_(9).round_().clamp_(min=0)
+    sums[counts == 0] = 0
+    for mine, its in zip(args, other):
+        mine.copy_(its)
+    args[2], other[2] = sums, -sums / counts.clamp(min=1)
+    assert (counts == 0).any() and (counts > 1).any()
+    torch.testing.assert_close(share_gradient_(*args, counts=counts), share_gradient_(*other))
+    torch.testing.assert_close(args[0], other[0])
+
+
 def test_bad_arguments_say_what_was_wanted():
     good = state(3)
     for place, bad, wanted in [
