@@ -33,7 +33,8 @@ TILES = {
     (4, 2): (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3), Tile(64, 64, 64, 4, 3)),
     (4, 4): (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 3)),
 }
-POINTER_TILES = (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 3))  # no TMA: within 64 KB and the registers left
+# without TMA, within 64 KB (fp32: 80) and the registers left by pointers; the last where those are one per element
+POINTER_TILES = (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 8, 3))
 PROCESSORS = 132  # multiprocessors of a GPU that is not there (an H200's)
 GROUP = 16  # rows of tiles that are computed together, so that what they read stays in level 2
 FULL = "ieee"  # of fp32 where PyTorch's settings do not allow TF32; "tf32x3" comes close to it on tensor cores
@@ -50,8 +51,9 @@ def masked_linear_kernel(
     t = tl.load(t_ptr + tl.zeros([1, 1], tl.int32)).to(tl.float32)
     inside = None if EVEN else K
     tl.assume(K > 0)  # or all would be compiled twice; around a lone loop over k, ptxas would serialise wgmma (C7515)
-    tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=DESCRIPTORS):
+    first = tl.program_id(0)
+    tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N) if DESCRIPTORS else first + 1
+    for tile in tl.range(first, tiles, tl.num_programs(0) if DESCRIPTORS else 1, flatten=DESCRIPTORS):
         m, n = _place(tile, M, N, BLOCK_M, BLOCK_N, GROUP)
         acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for k in range(0, K, BLOCK_K):
@@ -80,8 +82,9 @@ def masked_linear_weight_gradient_kernel(
     t = tl.load(t_ptr).to(tl.float32)
     inside = None if EVEN else K
     tl.assume(K > 0)
-    tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=DESCRIPTORS):
+    first = tl.program_id(0)
+    tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N) if DESCRIPTORS else first + 1
+    for tile in tl.range(first, tiles, tl.num_programs(0) if DESCRIPTORS else 1, flatten=DESCRIPTORS):
         m, n = _place(tile, M, N, BLOCK_M, BLOCK_N, GROUP)
         acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for k in range(0, K, BLOCK_K):
@@ -232,8 +235,9 @@ def _choose(M: int, N: int, left: Tensor, right: Tensor, y: Tensor) -> tuple[Til
     Where they do, as many programs as run at once take tile after tile: each loads ahead while it stores.
     """
     processors = torch.cuda.get_device_properties(y.device).multi_processor_count if y.is_cuda else PROCESSORS
-    descriptors = _has_tma() and all(_describable(t) for t in (left, right, y))
-    sizes = TILES[left.itemsize, right.itemsize] if descriptors else POINTER_TILES
+    aligned = all(_describable(t) for t in (left, right, y))
+    descriptors = aligned and _has_tma()
+    sizes = TILES[left.itemsize, right.itemsize] if descriptors else POINTER_TILES[0 if aligned else -1 :]
     tile = min(sizes, key=lambda size: triton.cdiv(_tiles(size, M, N), processors) * (size.m + size.n))
     tiles = _tiles(tile, M, N)
     return tile, descriptors, (min(tiles, processors * 8 // tile.warps) if descriptors else tiles,)
