@@ -66,15 +66,17 @@ def warming(names: list[str], out: Path, until: float) -> Iterator[None]:
 def finish(process: subprocess.Popen, limit: float) -> str | None:
     """Wait for a process that leads a session of its own; after ``limit`` seconds end all of it, asking first."""
     cut = False
-    for seconds, stop in ((limit, signal.SIGINT), (5, signal.SIGKILL)):
-        try:
-            process.wait(seconds)
-            break
-        except subprocess.TimeoutExpired:
-            cut = True
-            _end(process.pid, stop)
-    code = process.wait()
-    _end(process.pid, signal.SIGKILL)  # whatever it has left behind
+    try:
+        for seconds, stop in ((limit, signal.SIGINT), (5, signal.SIGKILL)):
+            try:
+                process.wait(seconds)
+                break
+            except subprocess.TimeoutExpired:
+                cut = True
+                _end(process.pid, stop)
+        code = process.wait()
+    finally:
+        _end(process.pid, signal.SIGKILL)  # whatever it has left behind
     return "cut: took too long" if cut else f"failed with exit code {code}" if code else None
 
 
@@ -131,6 +133,7 @@ def main(argv: list[str] | None = None) -> int:
             failed += [name] if problem else []
             print(f"{name}: {problem or 'done'}, {time.monotonic() - entered:.0f} s", flush=True)
             print(problem or "done", file=log, flush=True)
+    print(f"sections with problems: {', '.join(failed) or 'none'}")
     return 1 if failed else 0
 
 
@@ -144,4 +147,6 @@ def _show(out: Path) -> None:
 
 
 if __name__ == "__main__":
+    for stop in (signal.SIGTERM, signal.SIGINT):  # the table comes last, even then
+        signal.signal(stop, signal.default_int_handler)
     sys.exit(main())

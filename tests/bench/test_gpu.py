@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -33,7 +34,10 @@ def test_a_smoke_run_of_all_sections(tmp_path):
     assert {row["section"] for row in measured} >= {"ceilings", "gate", "linear", "step", "tune"}
     assert all(row["n"] and row["quartiles"] and row["torch"] == torch.__version__ for row in measured)
     table = (tmp_path / "out" / "table.txt").read_text()
-    assert done.stdout.endswith(table) and len(table.splitlines()) == len(rows) + len(goals.GOALS) + 2
+    assert (
+        done.stdout.endswith(f"{table}sections with problems: none\n")
+        and len(table.splitlines()) == len(rows) + len(goals.GOALS) + 2
+    )
     assert "GOAL" not in table and "FAIL" not in table
     made = {path.name for path in (tmp_path / "out").iterdir()}
     assert made == {"rows.jsonl", "log.txt", "table.txt", "junit.xml", "tuned.json"}
@@ -205,3 +209,16 @@ def test_sections_are_warmed_while_the_tests_run(tmp_path, monkeypatch):
     assert gpu.main([str(tmp_path), "tests", "gate", "conv"]) == 0
     first, second, *rest = ran.read_text().split()
     assert {first, second} == {"tests", "conv--warm"} and rest == ["gate", "conv"]
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_run_that_is_cut_ends_with_its_table(tmp_path, stop):
+    command = [sys.executable, "-m", "bench.gpu", str(tmp_path), "gate"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        while not (tmp_path / "log.txt").exists() or not (tmp_path / "log.txt").read_text():
+            time.sleep(0.01)
+        time.sleep(0.3)  # now the section imports torch
+        process.send_signal(stop)
+        out, err = process.communicate(timeout=20)
+    assert "KeyboardInterrupt" in err and "one-pass masked_linear" in out
+    assert "not measured" in (tmp_path / "table.txt").read_text()
