@@ -29,7 +29,8 @@ class GapWeight:
     counted in such steps; ``lengths``: int32 [out, segments], the slots of each row that count; ``shape``: the weight's.
     Raises ``ValueError`` where these do not belong together; what they hold is checked by what uses them.
 
-    For a bf16 weight of density d this takes about (16 + 4) d bits per element, and 5 to 8% more for rows filled up.
+    For a bf16 weight of density d this takes about 20 d bits per element, 24 d where it is sparse, and for rows filled up
+    5 to 15% more in segments of 2048 columns, 10 to 35% in the narrowest.
     """
 
     values: Tensor
