@@ -5,8 +5,8 @@ the operations; what is left of a random mask of density d has density d^3 - d^4
 at 90%. The rest takes ``gap_linear`` where x has few rows, else PyTorch's CSR product.
 
 Expected from bytes and instructions, at 28672x8192: one row 1.4x at 50% (the rest adds 2 bits to the 9), 1.7x from 70% on,
-always behind ``gap_linear`` of the whole weight; 8 and 16 rows, where that is bound by instructions, 1.2x and 1.0x at 50%,
-1.6x and 1.5x at 70%, if cuSPARSELt reads at full bandwidth. With thousands of rows the rest alone (each nonzero reads a
+always behind ``gap_linear`` of the whole weight; 8 and 16 rows, where that is bound by instructions, 1.15x and 0.95x at 50%,
+1.5x and 1.4x at 70%, if cuSPARSELt reads at full bandwidth. With thousands of rows the rest alone (each nonzero reads a
 row of x from the cache) costs more than cuBLAS until its density is about 0.2%, so nothing survives below 87% zeros.
 """
 
