@@ -143,6 +143,17 @@ def test_a_wrong_answer_is_never_stored(cache, monkeypatch):
         assert got.products == "dense" and got.ms.keys() == {"dense"}
 
 
+def test_a_kernel_that_fails_is_no_choice(cache, monkeypatch):
+    def masked_linear(x, weight, threshold, attention, bias, products):
+        if products == "fused":
+            raise RuntimeError("out of shared memory")
+        return x @ weight.T
+
+    monkeypatch.setattr(tuned, "_others", lambda x, weight: ("fused",))
+    with pytest.warns(UserWarning, match=r"by \[4, 8\]: fused products fail: RuntimeError: out of shared memory"):
+        assert tuned.tune(masked_linear, X, W).ms.keys() == {"dense"}
+
+
 def test_a_table_that_cannot_be_written_is_kept_in_this_process(cache):
     cache.parent.write_text("a file in the folder's place")
     tuned.tune(masked_linear, X, W)
