@@ -1,6 +1,5 @@
 """The fused optimizers on a GPU: one launch steps all weights of a dtype, a small one adds up what its programs summed."""
 
-import math
 from collections.abc import Callable
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from aswl_kernels._fused import parted
 from aswl_kernels._integers import integers
-from aswl_kernels._triton import on, ordered
+from aswl_kernels._triton import on, ordered, same_order
 
 WARPS = 8
 BLOCKS = 8  # of a program at most: 8,192 fp32 weights, so that finding its layer costs it little
@@ -81,7 +80,8 @@ def fused_kernel(
     pointers = (w_ptr, g_ptr, m_ptr, v_ptr, copy_ptr)
     mask = (t, low * t, high * t, _number(pruned_gradient, pruned_gradient_ptr), _number(1.0, grad_scale_ptr))
     constants = PREPARE(_number(lr, lr_ptr), step, numbers)
-    sums = (tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32))
+    none = tl.zeros([BLOCK // 4], tl.float32)
+    sums = (none, none, none)
     whole = size // BLOCK * BLOCK
     for i in range(0, whole, BLOCK):  # without a mask, accesses are 16 bytes wide
         sums = _advance(pointers, i, size, mask, constants, sums, UPDATE, VARIANT, False, BLOCK)
@@ -119,7 +119,11 @@ def _advance(
     kept, product = tl.where(pruned, 0.0, w) * g, w * g
     if MASKED:  # 0 is near a threshold of 0, and 0 over a scale of 0 is NaN
         near, kept = near & (i < size), tl.where(i < size, kept, 0.0)
-    sums = (sums[0] + kept, sums[1] + tl.where(near, product, 0.0), sums[2] + tl.where(near, 1.0, 0.0))
+    sums = (
+        sums[0] + _by_fours(kept),
+        sums[1] + _by_fours(tl.where(near, product, 0.0)),
+        sums[2] + _by_fours(tl.where(near, 1.0, 0.0)),
+    )
     g = tl.where(pruned, g * pruned_gradient, g)
     g = -g if VARIANT.maximize else g
     w, m, v = UPDATE(w, g, m, v, pruned, constants, VARIANT)
@@ -133,6 +137,12 @@ def _advance(
         w = w.to(tl.float32)
         _store(copy_ptr, i, tl.where(tl.abs(w) < threshold, 0.0, w), size, MASKED)
     return sums
+
+
+@triton.jit
+def _by_fours(x):
+    """Sums of neighbours, which one thread holds: sums of single elements would take four times the registers."""
+    return tl.sum(tl.reshape(x, [x.shape[0] // 4, 4]), 1)
 
 
 @triton.jit
@@ -227,8 +237,8 @@ def launch(
     for i, weight in enumerate(weights):
         given = [weight, *(state[i] for state in states), *copies[i : i + 1]]
         used, grad, last = given, grads[i], 1 + len(states)
-        if not _same_order([grad, *given]):
-            used = given if _same_order(given) else [tensor.contiguous() for tensor in given]
+        if not same_order([grad, *given]):
+            used = given if same_order(given) else [tensor.contiguous() for tensor in given]
             grad = ordered(grad, used[0])
             written += [(tensor, stand_in) for tensor, stand_in in zip(given, used) if tensor is not stand_in]
         layer = _Layer(i, used[0], thresholds[i], used[1:last], used[last:], steps[i], grad)
@@ -287,12 +297,3 @@ def either(number: float, tensor: Tensor | None, weights: list[Tensor]) -> float
     if tensor is None or not weights:
         return number
     return tensor if tensor.device == weights[0].device else tensor.item()
-
-
-def _same_order(tensors: list[Tensor]) -> bool:
-    """Whether all are without gaps, and their elements in the same order in memory."""
-    if all(tensor.is_contiguous() for tensor in tensors):
-        return True
-    dims = sorted((stride, size) for stride, size in zip(tensors[0].stride(), tensors[0].shape) if size != 1)
-    dense = all(stride == math.prod(size for _, size in dims[:i]) for i, (stride, _) in enumerate(dims))
-    return dense and all(tensor.stride() == tensors[0].stride() for tensor in tensors)

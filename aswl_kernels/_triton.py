@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable
@@ -50,6 +51,15 @@ def ordered(tensor: Tensor, like: Tensor) -> Tensor:
         if same or not tensor.numel()
         else torch.empty_like(like, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
     )
+
+
+def same_order(tensors: list[Tensor]) -> bool:
+    """Whether all, which have one shape, are without gaps, and their elements in the same order in memory."""
+    if all(tensor.is_contiguous() for tensor in tensors):
+        return True
+    dims = sorted((stride, size) for stride, size in zip(tensors[0].stride(), tensors[0].shape) if size != 1)
+    dense = all(stride == math.prod(size for _, size in dims[:i]) for i, (stride, _) in enumerate(dims))
+    return dense and all(tensor.stride() == tensors[0].stride() for tensor in tensors)
 
 
 def unusable(device: torch.device | None = None) -> str | None:
