@@ -29,7 +29,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 SHARED = {"sm_80": 164, "sm_90": 228, "sm_100": 228}  # KiB of a multiprocessor (CUDA C++ programming guide, table 30)
-REGISTERS, WARPS = 65536, 64  # of a multiprocessor, the same on all three
+REGISTERS, WARPS, BLOCKS = 65536, 64, 32  # of a multiprocessor, the same on all three
 PATTERNS = {  # in PTX, or in AMD's assembly
     "matrix": r"wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_mfma",
     "wgmma": r"wgmma\.mma_async",
@@ -107,7 +107,7 @@ def _in_flight(registers: int, shared: int, warps: int, kibibytes: int) -> int:
     """How many warps of a kernel a multiprocessor holds at once."""
     by_registers = REGISTERS // (32 * -(-registers // 8) * 8 * warps)
     by_shared = kibibytes * 1024 // (shared + 1024)  # each block takes 1 KiB more
-    return warps * min(by_registers, by_shared, WARPS // warps)
+    return warps * min(by_registers, by_shared, WARPS // warps, BLOCKS)
 
 
 def rows(targets: list[str], prefix: str = "") -> list[dict[str, Any]]:
