@@ -8,8 +8,9 @@ from aswl_kernels import native, reference
 from aswl_kernels._checks import check_operands, to_autocast
 from aswl_kernels._conv import Size, prepare
 from aswl_kernels._library import LIBRARY, define, vmap_by
+from aswl_kernels._triton import serve
 from aswl_kernels.gate import Gate, gate_values
-from aswl_kernels.masked_linear import check_scalars, kept, restrict, unfold, unfold_gradients
+from aswl_kernels.masked_linear import check_scalars, kept, restrict, unfold, unfold_gradients, with_bias
 from aswl_kernels.sparse_conv2d import input_gradient, sparse_conv2d_op, turned_padding
 
 
@@ -47,6 +48,8 @@ def masked_conv2d(
     args = (batch, weight, threshold, attention, bias, *geometry, groups, scaled)
     if packed:
         y = _KeptConv2d.apply(*args, learnable, *packed)
+    elif products == "fused" and weight.numel() > 0:
+        y = _FusedConv2d.apply(*args, learnable)
     elif learnable is None:  # PyTorch's own product, which keeps the masked weight for the backward
         y = reference.masked_conv2d(*args, gate=Gate.apply)
     else:
@@ -55,12 +58,14 @@ def masked_conv2d(
 
 
 class _MaskedConv2d(torch.autograd.Function):
+    """Dense products, whose backward makes the masked weight again."""
+
     vmap = vmap_by(reference.masked_conv2d)
 
     @staticmethod
     def forward(x, weight, threshold, attention, bias, stride, padding, dilation, groups, scaled, learnable):
         attention = attention if scaled else None
-        return _masked_conv2d(x, weight, threshold, attention, bias, stride, padding, dilation, groups)
+        return _by_gate(x, weight, threshold, attention, bias, stride, padding, dilation, groups)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -92,8 +97,35 @@ class _MaskedConv2d(torch.autograd.Function):
         return x_grad if needs_x else None, *gradients, None, None, None, None, None, None, *(None for _ in packed)
 
 
+class _FusedConv2d(_MaskedConv2d):
+    """One operator per product, and so one kernel where there is one."""
+
+    @staticmethod
+    def forward(x, weight, threshold, attention, bias, stride, padding, dilation, groups, scaled, learnable):
+        attention = attention if scaled else None
+        return _masked_conv2d(x, weight, threshold, attention, bias, stride, padding, dilation, groups)
+
+    @staticmethod
+    def backward(ctx, grad):
+        if torch.is_grad_enabled():  # a second derivative goes through PyTorch's operators
+            return _MaskedConv2d.backward(ctx, grad)
+        *saved, learnable = ctx.saved_tensors
+        x, weight, threshold, attention, bias = saved
+        needs_x, needs_weight, _, needs_attention, needs_bias, *_ = ctx.needs_input_grad
+        scale = attention if ctx.scaled else None
+        x_grad = weight_grad = total = bias_grad = None
+        if needs_x:
+            x_grad = _input_gradient(grad, weight, threshold, scale, x.shape[2:], *ctx.geometry)
+        if needs_weight or needs_attention:
+            weight_grad, total = _weight_gradient(grad, x, weight, threshold, scale, learnable, *ctx.geometry)
+        if bias is not None and (needs_bias or needs_attention):
+            wide = torch.promote_types(grad.dtype, torch.float32)  # the attention's share is not rounded before
+            bias_grad = grad.sum((0, 2, 3), dtype=wide)
+        return x_grad, *with_bias(ctx, saved, weight_grad, total, bias_grad), *(None,) * 6
+
+
 class _KeptConv2d(_MaskedConv2d):
-    """The same, from the pieces of the packed weight; not for transforms."""
+    """From the pieces of the packed weight; not for transforms."""
 
     @staticmethod
     def forward(x, weight, threshold, attention, bias, stride, padding, dilation, groups, scaled, learnable, *packed):
@@ -101,17 +133,28 @@ class _KeptConv2d(_MaskedConv2d):
         return sparse_conv2d_op(x, *packed, weight.shape, folded, stride, padding, dilation, groups)
 
 
-_masked_conv2d = define(
-    "masked_conv2d(Tensor x, Tensor weight, Tensor threshold, Tensor? attention, Tensor? bias, "
-    "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups) -> Tensor",
-    reference.masked_conv2d,
-)
-
-
-def _cpu(*args) -> Tensor:
-    """The reference with the C++ gate in place of PyTorch's seven passes over the weight."""
+def _by_gate(*args) -> Tensor:
+    """PyTorch's product of the weight that the gate's operator masks."""
     return reference.masked_conv2d(*args, gate=gate_values)
 
 
-if native.AVAILABLE:
-    LIBRARY.impl("masked_conv2d", _cpu, "CPU")
+_GEOMETRY = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups"
+_masked_conv2d = define(
+    f"masked_conv2d(Tensor x, Tensor weight, Tensor threshold, Tensor? attention, Tensor? bias, {_GEOMETRY}) -> Tensor",
+    reference.masked_conv2d,
+)
+_input_gradient = define(
+    "masked_conv2d_input_gradient(Tensor grad, Tensor weight, Tensor threshold, Tensor? attention, SymInt[2] size, "
+    f"{_GEOMETRY}) -> Tensor",
+    reference.masked_conv2d_input_gradient,
+)
+_weight_gradient = define(
+    "masked_conv2d_weight_gradient(Tensor grad, Tensor x, Tensor weight, Tensor threshold, Tensor? attention, "
+    f"Tensor? learnable, {_GEOMETRY}) -> (Tensor, Tensor)",
+    reference.masked_conv2d_weight_gradient,
+)
+serve("masked_conv2d", "masked_conv2d_triton", reference.masked_conv2d)
+serve("masked_conv2d_input_gradient", "masked_conv2d_triton", reference.masked_conv2d_input_gradient)
+serve("masked_conv2d_weight_gradient", "masked_conv2d_weight_triton", reference.masked_conv2d_weight_gradient)
+if native.AVAILABLE:  # the C++ gate in place of PyTorch's seven passes over the weight
+    LIBRARY.impl("masked_conv2d", _by_gate, "CPU")

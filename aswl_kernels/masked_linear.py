@@ -143,7 +143,7 @@ class _FusedLinear(_MaskedLinear):
         if bias is not None and (needs_bias or needs_attention):
             wide = torch.promote_types(grad.dtype, torch.float32)  # the attention's share is not rounded before
             bias_grad = torch.atleast_2d(grad).flatten(0, -2).sum(0, dtype=wide)
-        return x_grad, *_with_bias(ctx, saved, weight_grad, total, bias_grad), None, None
+        return x_grad, *with_bias(ctx, saved, weight_grad, total, bias_grad), None, None
 
 
 class _KeptLinear(_MaskedLinear):
@@ -193,10 +193,10 @@ def unfold_gradients(
     if ctx.needs_input_grad[1]:
         scaled = attention is not None and ctx.scaled
         weight_grad = (attention.reshape(1) * folded_grad if scaled else folded_grad).to(weight.dtype)
-    return _with_bias(ctx, saved, weight_grad, total, bias_grad)
+    return with_bias(ctx, saved, weight_grad, total, bias_grad)
 
 
-def _with_bias(
+def with_bias(
     ctx, saved: tuple[Tensor | None, ...], weight_grad: Tensor | None, total: Tensor | None, bias_grad: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """The same gradients from the weight's, from ``total``, the weight's share of the attention's, and from that of the

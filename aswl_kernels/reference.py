@@ -75,7 +75,11 @@ def masked_linear_weight_gradient(
     sum(G * sparse), 0-d in fp32 or wider.
     """
     rows, inputs = (torch.atleast_2d(t).flatten(0, -2) for t in (grad, x))
-    folded_grad = rows.mT @ inputs
+    return _from_folded(rows.mT @ inputs, weight, threshold, attention, learnable)
+
+
+def _from_folded(folded_grad, weight, threshold, attention, learnable):
+    """attention * folded_grad in the weight's dtype, 0 where not learnable; and sum(folded_grad * sparse)."""
     wide = threshold.new_empty((), dtype=torch.promote_types(weight.dtype, torch.float32))
     total = attention_gradient(folded_grad, weight, wide, threshold)
     if learnable is not None:
@@ -102,6 +106,51 @@ def masked_conv2d(
     weight = _learning(weight, learnable)
     folded = _folded(x, weight, threshold, attention, bias, scaled, gate)
     return F.conv2d(x, *folded, stride, padding, dilation, groups)
+
+
+def masked_conv2d_input_gradient(
+    grad: Tensor,
+    weight: Tensor,
+    threshold: Tensor,
+    attention: Tensor | None,
+    size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """The gradient of x [N, C, *size] from that of y: the transposed convolution with attention * sparse, in grad's dtype."""
+    x = grad.new_empty([len(grad), weight.shape[1] * groups, *size])  # whose values do not matter
+    folded = gate(weight, attention, threshold, grad.dtype)
+    return _conv2d_backward(grad, x, folded, stride, padding, dilation, groups, [True, False, False])[0]
+
+
+def masked_conv2d_weight_gradient(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    threshold: Tensor,
+    attention: Tensor | None,
+    learnable: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> tuple[Tensor, Tensor]:
+    """With G, the gradient of a dense convolution's weight: what ``masked_linear_weight_gradient`` makes of it, in
+    channels_last where the weight is.
+    """
+    like = weight.to(x.dtype)  # whose values do not matter
+    folded_grad = _conv2d_backward(grad, x, like, stride, padding, dilation, groups, [False, True, False])[1]
+    gradient, total = _from_folded(folded_grad, weight, threshold, attention, learnable)
+    last = weight.is_contiguous(memory_format=torch.channels_last)
+    return gradient.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format), total
+
+
+def _conv2d_backward(grad, x, weight, stride, padding, dilation, groups, needs):
+    return torch.ops.aten.convolution_backward.default(
+        grad, x, weight, weight.shape[:1], stride, padding, dilation, False, [0, 0], groups, needs
+    )
 
 
 def _learning(weight: Tensor, learnable: Tensor | None) -> Tensor:

@@ -12,6 +12,8 @@ from aswl_kernels import (
     gap_linear_triton,
     gate_all_triton,
     gate_triton,
+    masked_conv2d_triton,
+    masked_conv2d_weight_triton,
     masked_linear_triton,
     share_budget_triton,
     share_gradient_triton,
@@ -117,6 +119,38 @@ def _fused() -> dict[str, Launch]:
     }
 
 
+def _masked_conv2d() -> dict[str, Launch]:
+    def launch(direction, inputs, outputs, size, taps, stride, pair, groups=1, layout=torch.channels_last):
+        dtype, weight_dtype = pair
+        x = torch.empty((256, inputs, size, size), dtype=dtype, memory_format=layout)
+        grad = torch.empty((256, outputs, size // stride, size // stride), dtype=dtype, memory_format=layout)
+        weight = torch.empty((outputs, inputs // groups, taps, taps), dtype=weight_dtype, memory_format=layout)
+        one, geometry = torch.ones(1), ([stride] * 2, [taps // 2] * 2, [1, 1], groups)
+        if direction == "y":
+            masked_conv2d_triton.masked_conv2d(x, weight, one, one, None, *geometry)
+        elif direction == "dx":
+            masked_conv2d_triton.masked_conv2d_input_gradient(grad, weight, one, one, x.shape[2:], *geometry)
+        else:
+            masked_conv2d_weight_triton.masked_conv2d_weight_gradient(grad, x, weight, one, one, one, *geometry)
+
+    directions = {"y": "", "dx": "_input_gradient", "dw": "_weight_gradient"}
+    pairs = {"bf16": (BF16, BF16), "bf16 over fp32": (BF16, FP32), "fp32": (FP32, FP32)}
+    every = {  # first some of ResNet-50's
+        **{f"3x3, 256 channels, {name}": (256, 256, 14, 3, 1, pair) for name, pair in pairs.items()},
+        "3x3, 256 channels, stride 2, bf16": (256, 256, 28, 3, 2, pairs["bf16"]),
+        "1x1, 256 to 512 channels, stride 2, bf16 over fp32": (256, 512, 56, 1, 2, pairs["bf16 over fp32"]),
+        "3x3, 64 channels, bf16": (64, 64, 56, 3, 1, pairs["bf16"]),
+        "7x7, 3 channels, bf16": (3, 64, 224, 7, 2, pairs["bf16"]),
+        "3x3, 128 channels, NCHW, bf16": (128, 128, 28, 3, 1, pairs["bf16"], 1, torch.contiguous_format),
+        "3x3, depthwise, bf16": (128, 128, 56, 3, 1, pairs["bf16"], 128),
+    }
+    return {
+        f"masked_conv2d{op}, {name}": partial(launch, direction, *args)
+        for name, args in every.items()
+        for direction, op in directions.items()
+    }
+
+
 def launches() -> dict[str, Launch]:
     """Every launch to compile, by a name that begins with the operator's."""
-    return {**_gap_linear(), **_gate(), **_sharing(), **_masked_linear(), **_fused()}
+    return {**_gap_linear(), **_gate(), **_sharing(), **_masked_linear(), **_fused(), **_masked_conv2d()}

@@ -76,6 +76,16 @@ def test_fused_passes_move_16_bytes_at_a_time(compiled, op, streams):
             assert row["in_flight"] * 32 * 16 * row["load16"] >= 48 * 1024, row  # bytes that a multiprocessor waits for
 
 
+def test_masked_convolutions_take_16_bytes_of_channels_and_the_weight_from_registers(compiled):
+    products = of(compiled, "masked_conv2d", "masked_conv2d_input_gradient", "masked_conv2d_weight_gradient")
+    narrow = ("7x7, 3 channels", "NCHW", "weight_gradient, 3x3, 256 channels, fp32")  # tf32 wants pixels together
+    for row in (row for row in products if row["target"] == "sm_90"):
+        matrix = "depthwise" not in row["kernel"] and "finish" not in row["kernel"]
+        assert (row["wgmma"] >= 2) == matrix and row["in_flight"] >= 8, row
+        if not any(name in row["launch"] for name in narrow):
+            assert row["load16"] >= 2, row
+
+
 def test_the_interpreter_is_refused():
     env = os.environ | {"TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "bench.kernels"]
