@@ -51,6 +51,8 @@ def measure(run: Run) -> None:
                 backward(run, f"{name}, with backward", Case(run, *shape))
     with run.case("all bodies", "conv"):
         needs("masked_conv2d")
+        if lost := [shape for _, *shape in bodies if tuple(shape) not in measured]:
+            raise RuntimeError(f"{len(lost)} of {len(bodies)} were not measured")
         totals = {kind: sum(count * measured[tuple(shape)][kind] for count, *shape in bodies) for kind in KINDS}
         speed = totals["cuDNN"] / totals["one pass"]
         run.row("all bodies", {kind: [ms] for kind, ms in totals.items()}, "one pass", "cuDNN", goals={"conv": speed})

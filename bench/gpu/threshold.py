@@ -1,5 +1,7 @@
 """``magnitude_threshold`` against one read of the weights, ``kthvalue`` and sorting, and on all layers of ResNet-50."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,10 @@ def measure(run: Run) -> None:
                 one(run, name, n, dtype, density)
     with run.case("1e8 float32, kthvalue and sort", "threshold kthvalue"):
         others(run, n)
+    for dtype in (FP32, BF16):
+        name = f"1e8 {str(dtype).removeprefix('torch.')}, with a guess"
+        with run.case(name):
+            guessed(run, name, n, dtype)
     with run.case("ResNet-50, all layers", "threshold resnet50"):
         layers(run)
 
@@ -47,6 +53,20 @@ def one(run: Run, name: str, n: int, dtype: torch.dtype, density: float) -> None
     ms = sorted(times["ours"])[len(times["ours"]) // 2]
     goals = {"threshold": 1e3 * ms} if dtype == FP32 else {}
     run.row(name, times, "ours", "one read", bytes=dict.fromkeys(times, weight.nbytes), goals=goals)
+
+
+def guessed(run: Run, name: str, n: int, dtype: torch.dtype) -> None:
+    """With last step's threshold, which is off by a thousandth, and with one that is far off."""
+    needs("magnitude_threshold_near")
+    weight, keep = run.randn(n, dtype=dtype), torch.tensor([n // 10], device=run.device)
+    want = exact([weight], keep)
+    guesses = {"good guess": want * 1.001, "bad guess": want * 2}
+    variants = {kind: partial(magnitude_threshold, [weight], keep, guess) for kind, guess in guesses.items()}
+    for kind, f in variants.items():
+        assert torch.equal(f(), want), f"never time a wrong answer: {kind}"
+    variants |= {"no guess": partial(magnitude_threshold, [weight], keep)}
+    variants |= {"one read": partial(torch.linalg.vector_norm, weight, torch.inf)}
+    run.row(name, run.times(variants), "good guess", "one read", bytes=dict.fromkeys(variants, weight.nbytes))
 
 
 def others(run: Run, n: int) -> None:
