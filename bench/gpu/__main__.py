@@ -60,7 +60,10 @@ def warming(names: list[str], out: Path, until: float) -> Iterator[None]:
     finally:
         until = min(until, time.monotonic() + PATIENCE)
         for process in processes:
-            finish(process, max(until - time.monotonic(), 0.01))
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(until - time.monotonic(), 0.01))
+            _end(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def finish(process: subprocess.Popen, limit: float) -> str | None:
