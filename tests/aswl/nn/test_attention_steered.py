@@ -47,7 +47,7 @@ def test_only_the_attention_has_no_gradient(kind, scale, products):
 def test_without_gradients_nothing_is_tied():
     _, steered, x = pair("linear")
     with torch.no_grad():
-        assert steered._masking(steered.weight)[0] is steered.weight
+        assert steered._operands(x, steered.weight, None, "dense")[0] is steered.weight
         assert not steered(x).requires_grad
 
 
