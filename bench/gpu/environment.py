@@ -12,19 +12,14 @@ COMMANDS = (["nvidia-smi", f"--query-gpu={FIELDS}", "--format=csv"], ["nvcc", "-
 
 
 def measure(run: Run) -> None:
-    for command in COMMANDS:
-        with run.case(f"output of {command[0]}"):
-            print(output(command))
     with run.case("machine"):
+        said = [output(command) for command in COMMANDS]
+        print("\n".join(said))
         cli.main(["info"])
-        details = {}
+        details = {"nvidia_smi": said[0].strip()}
         if run.device.type == "cuda":
             device = torch.cuda.get_device_properties(run.device)
-            details = {
-                "memory": device.total_memory,
-                "level_2": device.L2_cache_size,
-                "units": device.multi_processor_count,
-            }
+            details |= {"level_2": device.L2_cache_size, "units": device.multi_processor_count}
             details |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
         run.note("machine", f"torch {torch.__version__}, {details}", **details)
 

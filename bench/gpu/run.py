@@ -8,11 +8,12 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import date
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 from unittest import mock
@@ -127,7 +128,7 @@ class Run:
 
     @functools.cached_property
     def _context(self) -> dict[str, Any]:
-        triton = getattr(sys.modules.get("triton"), "__version__", None)
+        triton = version("triton") if find_spec("triton") else None
         context = {"gpu": self._gpu, "python": platform.python_version(), "torch": torch.__version__, "triton": triton}
         return context | {"commit": commit(), "date": date.today().isoformat(), "smoke": self.smoke}
 
