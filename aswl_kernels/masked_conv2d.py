@@ -31,9 +31,9 @@ def masked_conv2d(
     """``attention * (conv2d(x, sparse) + bias)``, sparse being the weight where ``abs(weight) >= threshold``, else 0.
 
     ``x``: [N, C, H, W] or [C, H, W], contiguous or channels_last; ``weight``: [out, C / groups, height, width];
-    ``bias``: [out]; the geometry as in ``torch.nn.functional.conv2d``. Scalars, dtypes, autocast, gradients, ``scaled``, ``products`` and ``learnable`` as in
-    :func:`masked_linear`; but the gradient of the weight is always computed whole, and that of x densely where the
-    stride is not 1 or the padding above ``dilation * (kernel - 1)``.
+    ``bias``: [out]; the geometry as in ``torch.nn.functional.conv2d``. Scalars, dtypes, autocast, gradients, ``scaled``,
+    ``products`` and ``learnable`` as in :func:`masked_linear`; but the gradient of the weight is always computed whole,
+    and with "sparse" that of x densely where the stride is not 1 or the padding above ``dilation * (kernel - 1)``.
     Raises ``ValueError`` on another dtype, shape, device or geometry.
     """
     op = "masked_conv2d"
@@ -83,9 +83,8 @@ class _MaskedConv2d(torch.autograd.Function):
         sparse_x = needs_x and packed and turned is not None and not torch.is_grad_enabled()
         dense_x, needs_bias_sum = needs_x and not sparse_x, bias is not None and (needs_bias or needs_attention)
         needs = [dense_x, needs_weight or needs_attention, needs_bias_sum]
-        folded = (
-            unfold(saved, ctx.scaled, x.dtype) if dense_x else weight.to(x.dtype)
-        )  # whose values then do not matter
+        # where x wants no gradient, its values do not matter
+        folded = unfold(saved, ctx.scaled, x.dtype) if dense_x else weight.to(x.dtype)
         x_grad, folded_grad, bias_grad = torch.ops.aten.convolution_backward.default(
             grad, x, folded, weight.shape[:1], stride, padding, dilation, False, [0, 0], groups, needs
         )
