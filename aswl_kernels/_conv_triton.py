@@ -7,6 +7,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 from aswl_kernels._triton import interpreting
 
@@ -66,16 +67,17 @@ def in_one_row(*tensors: Tensor) -> list[Tensor]:
     return list(tensors)
 
 
-def is_channels_last(t: Tensor) -> bool:
-    """Whether PyTorch's convolutions take ``t`` for channels_last."""
-    return t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+def rows_are_pixels(t: Tensor) -> bool:
+    """Whether ``t`` is a matrix of channels and pixels, and what comes of it lies the same way."""
+    dense = t.is_contiguous(memory_format=torch.channels_last)
+    return dense and (suggest_memory_format(t) == torch.channels_last or t.shape[2:].numel() == 1)
 
 
 def empty(shape: list[int], x: Tensor, weight: Tensor) -> Tensor:
     """A result of ``shape`` that lies as PyTorch's would: channels_last where one of both operands is."""
-    last = is_channels_last(x) or is_channels_last(weight)
-    memory_format = torch.channels_last if last else torch.contiguous_format
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
+    last = torch.channels_last in map(suggest_memory_format, (x, weight))
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
 def span(t: Tensor) -> int:

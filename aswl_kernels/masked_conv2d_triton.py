@@ -26,6 +26,7 @@ from aswl_kernels._conv_triton import (
     place,
     precision,
     reached,
+    rows_are_pixels,
     source,
     steps,
     turn,
@@ -39,6 +40,7 @@ TILES = {
     2: (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3), Tile(64, 256, 32, 4, 4), Tile(64, 64, 32, 4, 3)),
     4: (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 3)),
 }
+ALONE, TERMS = 2**15, 768  # a tile of so many sums has a multiprocessor for itself: it hides loads only in long ones
 OTHER_TILES = (Tile(128, 128, 32, 8, 2), Tile(64, 64, 32, 4, 2))  # within 64 KB of shared memory
 GATHERS = Tile(64, 64, 32, 4, 2)  # where single elements are loaded and stored, each with an address of its own
 FULL_TILE = Tile(64, 64, 16, 4, 2)  # without tensor cores
@@ -114,10 +116,8 @@ def _by_blocks(
     x_offset, w_offset = padded * 0, padded * 0
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     c, s = 0, 0
-    n_steps = n_r * n_s * blocks
-    tl.assume(n_inner > 0)  # without a way around the loop, or ptxas would wait for every wgmma (warning C7515)
-    tl.assume(n_steps > 0)
-    for _ in range(n_steps):
+    # at least one, so that there is no way around the loop: ptxas would wait for every wgmma (warning C7515)
+    for _ in range(tl.maximum(n_r * n_s * blocks, 1)):
         inside = ((row.to(tl.uint32) < x_size[0]) & (column.to(tl.uint32) < x_size[1]))[None, :]
         if not EVEN_K:
             inside = inside & (c + k < n_inner)[:, None]
@@ -195,7 +195,7 @@ def masked_conv2d(
     if not x.numel():  # of no images or no channels
         return reference.masked_conv2d(x, weight, threshold, attention, bias, stride, padding, dilation, groups)
     both = axes(weight.shape, stride, padding, dilation)
-    if groups == 1 and is_single(both) and x.is_contiguous(memory_format=torch.channels_last):
+    if groups == 1 and is_single(both) and rows_are_pixels(x):
         rows = masked_linear_triton.masked_linear(x.movedim(1, -1), weight[..., 0, 0], threshold, attention, bias)
         return rows.movedim(-1, 1)
     y = empty([len(x), len(weight), *output_size(x.shape[2:], *both)], x, weight)
@@ -218,7 +218,7 @@ def masked_conv2d_input_gradient(
     if not (grad.numel() and weight.numel()):
         return grad.new_zeros([len(grad), weight.shape[1] * groups, *size])
     both = axes(weight.shape, stride, padding, dilation)
-    if groups == 1 and is_single(both) and grad.is_contiguous(memory_format=torch.channels_last):
+    if groups == 1 and is_single(both) and rows_are_pixels(grad):
         rows = grad.movedim(1, -1), weight[..., 0, 0], threshold, attention
         return masked_linear_triton.masked_linear_input_gradient(*rows).movedim(-1, 1)
     x = empty([len(grad), weight.shape[1] * groups, *size], grad, weight)
@@ -265,8 +265,14 @@ def _launch(
             x.stride(), w_strides, y.stride(), *map(tuple, both), n_inner, n_outer, groups,
             phased, order, dense, n_outer % tile.m == 0, n_inner % tile.k == 0, n_pixels > COUNT, precision(FULL),
             interpreting() and x.dtype == torch.bfloat16, tile.m, tile.n, tile.k,
-            num_warps=tile.warps, num_stages=tile.stages,
+            num_warps=tile.warps, num_stages=tile.stages, **_options(x, tile),
         )  # fmt: skip
+
+
+def _options(x: Tensor, tile: Tile) -> dict[str, int]:
+    """Registers for two programs of a tile on a multiprocessor, where they suffice."""
+    two = has_wgmma() and x.itemsize == 2 and tile.m * tile.n < ALONE
+    return {"maxnreg": min(2**16 // (64 * tile.warps), 255)} if two else {}
 
 
 def _choose(
@@ -282,7 +288,8 @@ def _choose(
     elif not together:
         tile = GATHERS
     else:
-        tiles = [t for t in TILES[x.itemsize] if t.m <= 64 or n_outer > 64]
+        long = n_inner * weight.shape[2:].numel() >= TERMS
+        tiles = [t for t in TILES[x.itemsize] if (t.m <= 64 or n_outer > 64) and (long or t.m * t.n < ALONE)]
         filling = (t for t in tiles if triton.cdiv(n_outer, t.m) * triton.cdiv(n_pixels, t.n) >= PROCESSORS)
         tile = next(filling, tiles[-1])
     few = n_inner % tile.k > 0 and n_inner < 4 * tile.k

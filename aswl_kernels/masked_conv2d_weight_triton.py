@@ -4,6 +4,8 @@ G [out, in x taps] = grad [out, pixels] @ x [pixels, in x taps] for each group; 
 give a part each, in fp32, and a second kernel adds the parts up in their order, scales, and sums G * sparse.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -30,8 +32,8 @@ TILES = {  # as in masked_conv2d_triton: by bytes per element, then whether ther
     2: (Tile(64, 256, 32, 4, 4), Tile(128, 256, 64, 8, 3)),
     4: (Tile(64, 128, 32, 8, 3), Tile(128, 128, 32, 8, 3)),
 }
-PROGRAMS = PROCESSORS  # what a GPU is filled with; fixed, for the sums depend on it
 LEAST = 16  # steps of a slice
+PART = 0.1  # steps that writing and reading a tile of a part takes: 256 KB of memory to 4 MFLOP of wgmma
 FINISH = (16, 128)  # parts and weights that a program of the second kernel holds
 
 
@@ -150,12 +152,12 @@ def masked_conv2d_weight_gradient(
     outputs, inputs = len(weight) // groups, weight.shape[1]
     is_depthwise = inputs == 1 and groups > 1
     if is_depthwise:
-        blocks, at_once = depthwise.blocks(x, weight)
+        blocks, at_once, warps = *depthwise.blocks(x, weight), depthwise.WARPS
     else:
         tile = _choose(grad, x, inputs, outputs)
-        blocks, at_once = triton.cdiv(outputs, tile.m) * triton.cdiv(dw[0].numel(), tile.n) * groups, tile.k
-    steps = triton.cdiv(n_pixels, at_once)
-    per_slice = triton.cdiv(steps, max(1, min(PROGRAMS // blocks, steps // LEAST))) * at_once
+        blocks = triton.cdiv(outputs, tile.m) * triton.cdiv(dw[0].numel(), tile.n) * groups
+        at_once, warps = tile.k, tile.warps
+    per_slice = _steps_of_a_slice(blocks, triton.cdiv(n_pixels, at_once), PROCESSORS * 8 // warps) * at_once
     parts = torch.empty(triton.cdiv(n_pixels, per_slice), dw.numel(), dtype=torch.float32, device=x.device)
     sums = torch.empty(triton.cdiv(dw.numel(), FINISH[1]), dtype=torch.float32, device=x.device)
     with on(x):
@@ -173,6 +175,16 @@ def masked_conv2d_weight_gradient(
             parts, ordered(weight, dw), dw, sums, threshold, attention, learnable, dw.numel(), len(parts), *FINISH
         )
     return dw, sums.sum()
+
+
+@functools.cache
+def _steps_of_a_slice(blocks: int, steps: int, programs: int) -> int:
+    """With which ``blocks`` of columns take the least time, ``programs`` at once; the same on every GPU, as the sums."""
+
+    def time(slices: int) -> float:
+        return triton.cdiv(blocks * slices, programs) * triton.cdiv(steps, slices) + PART * blocks * slices
+
+    return triton.cdiv(steps, min(range(1, max(steps // LEAST, 1) + 1), key=time))
 
 
 def _choose(grad: Tensor, x: Tensor, inputs: int, outputs: int) -> Tile:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 
 def magnitude_threshold(weights: list[Tensor], keep: Tensor) -> Tensor:
@@ -119,8 +120,11 @@ def masked_conv2d_input_gradient(
     dilation: list[int],
     groups: int,
 ) -> Tensor:
-    """The gradient of x [N, C, *size] from that of y: the transposed convolution with attention * sparse, in grad's dtype."""
-    x = grad.new_empty([len(grad), weight.shape[1] * groups, *size])  # whose values do not matter
+    """The gradient of x [N, C, *size] from that of y: the transposed convolution with attention * sparse, in grad's dtype;
+    in channels_last where grad or the weight is.
+    """
+    shape = len(grad), weight.shape[1] * groups, *size
+    x = grad.new_empty(shape).to(memory_format=suggest_memory_format(grad))  # whose values do not matter
     folded = gate(weight, attention, threshold, grad.dtype)
     return _conv2d_backward(grad, x, folded, stride, padding, dilation, groups, [True, False, False])[0]
 
