@@ -1,7 +1,9 @@
 """Everything that a machine with a GPU can say, within nine minutes, one section after the other, most important first.
 
 OUTDIR gets rows.jsonl (a row as soon as it is measured), log.txt, table.txt, junit.xml of the tests and tuned.json; what
-was there stays, and newer rows count. A section that fails or takes too long leaves its traceback in the log.
+was there stays, and newer rows count. A section that fails or takes too long leaves its traceback in the log. Where there
+are files only and no git, $ASWL_COMMIT says what is measured. To keep what was found: append rows.jsonl to
+bench/results/gpu.jsonl (``python -m bench.tables`` shows it in the README), and take tuned.json as aswl_kernels/tuned.json.
 """
 
 import argparse
