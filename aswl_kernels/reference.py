@@ -23,6 +23,23 @@ def magnitude_threshold(weights: list[Tensor], keep: Tensor) -> Tensor:
     return torch.stack(thresholds) if thresholds else keep.new_empty(0, dtype=torch.float32)
 
 
+def magnitude_bits(weight: Tensor) -> Tensor:
+    """int32, ordered like the magnitudes, NaN on top: fp32 bits (fp64 is rounded), or those of bf16 or fp16, then zeros."""
+    if weight.dtype in (torch.bfloat16, torch.float16):
+        return weight.abs().view(torch.int16).to(torch.int32) << 16
+    return weight.abs().float().view(torch.int32)
+
+
+def magnitude_histogram(weights: list[Tensor], prefix: Tensor, shift: int) -> Tensor:
+    """int64 [L, 256]: the bytes at ``shift`` of those magnitudes whose bits have the prefix from there on."""
+    histogram = torch.zeros(len(weights), 256, dtype=torch.int64, device=prefix.device)
+    for i, weight in enumerate(weights):
+        upper = magnitude_bits(weight.detach().flatten()) >> shift
+        byte = (upper & 255).where(upper >> 8 == prefix[i], 256)
+        histogram[i] = torch.bincount(byte, minlength=257)[:256]
+    return histogram
+
+
 def gate(
     weight: Tensor,
     attention: Tensor | None,

@@ -12,6 +12,8 @@ from aswl_kernels import (
     gap_linear_triton,
     gate_all_triton,
     gate_triton,
+    magnitude_histogram_triton,
+    magnitude_threshold_triton,
     masked_conv2d_triton,
     masked_conv2d_weight_triton,
     masked_linear_triton,
@@ -151,6 +153,31 @@ def _masked_conv2d() -> dict[str, Launch]:
     }
 
 
+def _magnitude_threshold() -> dict[str, Launch]:
+    large, small = torch.empty(1 << 20), torch.empty(36864)
+    many, few = torch.ones(54, dtype=torch.int64), torch.ones(20, dtype=torch.int64)
+    threshold, near = (
+        magnitude_threshold_triton.magnitude_threshold,
+        magnitude_threshold_triton.magnitude_threshold_near,
+    )
+    prefix = torch.zeros(1, dtype=torch.int32)
+    return {
+        "magnitude_threshold, one layer": partial(threshold, [large], many[:1]),
+        "magnitude_threshold, small layers": partial(threshold, [small] * 20, few),
+        "magnitude_threshold_near, 54 layers": partial(near, [large] * 54, many, many.float()),
+        "magnitude_threshold_near, small layers": partial(near, [small] * 20, few, few.float()),
+        "magnitude_histogram, one layer": partial(magnitude_histogram_triton.magnitude_histogram, [large], prefix, 24),
+    }
+
+
 def launches() -> dict[str, Launch]:
     """Every launch to compile, by a name that begins with the operator's."""
-    return {**_gap_linear(), **_gate(), **_sharing(), **_masked_linear(), **_fused(), **_masked_conv2d()}
+    return {
+        **_gap_linear(),
+        **_gate(),
+        **_sharing(),
+        **_masked_linear(),
+        **_fused(),
+        **_masked_conv2d(),
+        **_magnitude_threshold(),
+    }

@@ -86,6 +86,15 @@ def test_masked_convolutions_take_16_bytes_of_channels_and_the_weight_from_regis
             assert row["load16"] >= 2, row
 
 
+def test_thresholds_take_one_pass_at_16_bytes_a_read(compiled):
+    kernels = "magnitude_threshold_collect_kernel", "magnitude_threshold_digit_kernel", "magnitude_histogram_kernel"
+    rows = [row for row in compiled if row["kernel"] in kernels and row["target"] in NVIDIA]
+    assert len(rows) >= 5 * len(NVIDIA)
+    for row in rows:
+        assert row["load16"] == 6, row  # four of fp32, two of bf16 or fp16
+        assert row["in_flight"] >= 24 and not row["spills"], row
+
+
 def test_the_interpreter_is_refused():
     env = os.environ | {"TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "bench.kernels"]
