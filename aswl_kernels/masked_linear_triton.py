@@ -53,7 +53,9 @@ def masked_linear_kernel(
     tl.assume(K > 0)  # or all would be compiled twice; around a lone loop over k, ptxas would serialise wgmma (C7515)
     first = tl.program_id(0)
     tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N) if DESCRIPTORS else first + 1
-    for tile in tl.range(first, tiles, tl.num_programs(0) if DESCRIPTORS else 1, flatten=DESCRIPTORS):
+    # not flattened: there, Triton 3.6 forgets to wait for wgmma before acc is read if its first operand is in registers
+    # (triton-lang/triton#8964), and ptxas would serialise (C7515)
+    for tile in range(first, tiles, tl.num_programs(0) if DESCRIPTORS else 1):
         m, n = _place(tile, M, N, BLOCK_M, BLOCK_N, GROUP)
         acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for k in range(0, K, BLOCK_K):
@@ -232,7 +234,7 @@ def _row_major(t: Tensor) -> Tensor:
 def _choose(M: int, N: int, left: Tensor, right: Tensor, y: Tensor) -> tuple[Tile, bool, tuple[int]]:
     """The tile with which a multiprocessor loads the least; whether descriptors name all three matrices; the grid.
 
-    Where they do, as many programs as run at once take tile after tile: each loads ahead while it stores.
+    Where they do, as many programs as run at once take tile after tile.
     """
     processors = torch.cuda.get_device_properties(y.device).multi_processor_count if y.is_cuda else PROCESSORS
     aligned = all(_describable(t) for t in (left, right, y))
