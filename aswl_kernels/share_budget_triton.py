@@ -9,6 +9,7 @@ from aswl_kernels import reference_sharing
 from aswl_kernels._triton import on
 
 TILE = 2048  # kinks times layers in flight
+WARPS = 8  # with 4, Triton 3.6 spills around divisions of fp64
 
 
 @triton.jit
@@ -88,5 +89,6 @@ def share_budget(
         layers = triton.next_power_of_2(n)
         args = attention.contiguous(), sizes.contiguous(), budget, scaled, keep, n, min_keep
         with on(attention):
-            share_budget_kernel[(1,)](*args, ROWS=min(max(TILE // layers, 1), layers), LAYERS=layers)
+            rows = min(max(TILE // layers, 1), layers)
+            share_budget_kernel[(1,)](*args, ROWS=rows, LAYERS=layers, num_warps=WARPS)
     return scaled, keep
