@@ -8,6 +8,7 @@ import os
 import platform
 import statistics
 import subprocess
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -78,12 +79,10 @@ class Run:
     def times(
         self, variants: dict[str, Callable], seconds: float = 1.0, rounds: int = 100, alone: bool = True
     ) -> Times:
-        """Milliseconds of the variants in turns."""
-        if self.warm:
-            for f in variants.values():
-                f()
-            return {name: [1.0] for name in variants}
-        return interleaved(variants, self.pick(rounds, 1), self.device, seconds, alone)
+        """Milliseconds of the variants in turns; where they do not matter, those of one call."""
+        if self.warm or self.smoke:
+            return {name: [_milliseconds(f)] for name, f in variants.items()}
+        return interleaved(variants, rounds, self.device, seconds, alone)
 
     def row(
         self,
@@ -198,6 +197,12 @@ def commit() -> str:
     except OSError:
         done = None
     return (done.stdout.strip() if done else "") or os.environ.get("ASWL_COMMIT", "")
+
+
+def _milliseconds(f: Callable) -> float:
+    begin = time.perf_counter()
+    f()
+    return 1e3 * (time.perf_counter() - begin)
 
 
 def _rounded(value: Any) -> Any:

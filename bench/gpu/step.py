@@ -16,7 +16,7 @@ from bench.gpu import eager
 from bench.gpu.run import Run, ratio
 
 DENSITY = 0.1
-SETTLE = 12, 3  # steps, on a GPU and in a smoke run, until the density is the one asked for, and everything is compiled
+SETTLE = 12, 2  # steps, on a GPU and in a smoke run, until the density is the one asked for, and everything is compiled
 Step = Callable[[], torch.Tensor]
 
 
@@ -45,7 +45,7 @@ def measure(run: Run) -> None:
 
 def compiled(run: Run, name: str, setting: Setting) -> None:
     dense, sparse = dense_step(run, setting), sparse_step(run, setting)
-    settle(sparse, dense)
+    settle(run, sparse, dense)
     times = steady(run, {"dense": dense, "sparse": sparse}, steps=run.pick(4, 1))
     goals = {"step resnet50": 1 / ratio(times, "dense", "sparse")}
     run.row(name, times, "sparse", "dense", goals=goals)
@@ -56,7 +56,7 @@ def graphed(run: Run, name: str, setting: Setting) -> None:
     dense, sparse = dense_step(run, setting), sparse_step(run, setting)
     steps = {"dense": capture(run, dense), "sparse": capture(run, sparse), "dense, eager": dense_step(run, setting)}
     steps["eager method"] = eager_step(run, setting)
-    settle(steps["eager method"], steps["dense, eager"])
+    settle(run, steps["eager method"], steps["dense, eager"])
     times = steady(run, steps, steps=run.pick(20, 1))
     goals = {"step resnet20": 1 / ratio(times, "dense", "sparse"), "step eager": ratio(times, "eager method", "sparse")}
     run.row(name, times, "sparse", "dense", goals=goals)
@@ -144,14 +144,14 @@ def capture(run: Run, step: Step) -> Step:
         graph.replay()
         return value
 
-    settle(replay, replay)
+    settle(run, replay)
     return replay
 
 
-def settle(*steps: Step) -> None:
+def settle(run: Run, *steps: Step) -> None:
     """A few steps, whose losses must be numbers."""
     for step in steps:
-        losses = [step() for _ in range(3)]
+        losses = [step() for _ in range(run.pick(3, 1))]
         assert all(loss.isfinite() for loss in losses), "never time a diverging step"
 
 
