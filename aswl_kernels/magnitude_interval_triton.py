@@ -10,10 +10,10 @@ LARGEST = tl.constexpr(0x7FFFFFFF)
 
 
 @triton.jit
-def search(keys, rank, upper, bits, LAST: tl.constexpr):
-    """The rank-th largest of keys, ``upper`` without its lowest ``bits``, which are looked for, but for the last ``LAST``."""
+def search(keys, rank, upper, bits):
+    """The rank-th largest of keys, which is ``upper`` but for its lowest ``bits``."""
     found = tl.full([], 0, tl.int32)
-    for i in range(1, bits - LAST + 1):
+    for i in range(1, bits + 1):
         candidate = found | (1 << (bits - i))
         reaching = tl.sum((keys >= (upper | candidate)).to(tl.int32))
         found = tl.where(reaching >= rank, candidate, found)
@@ -51,12 +51,15 @@ def interval_of_sample(keys, keep, n, SAMPLE: tl.constexpr):
     rank = share * SAMPLE
     margin = 5 * tl.sqrt(rank * (1 - share)) + 2
     upper, lower = (rank - margin).to(tl.int32), (rank + margin).to(tl.int32) + 1
-    low, high = 0, 0x7FFFFFFF
-    if upper >= 1:  # the last 12 bits are not worth looking for, but ties are
-        high = tl.max(tl.where(keys <= search(keys, upper, 0, 31, 12) + 0xFFF, keys, 0))
-    if lower <= SAMPLE:
-        low = tl.min(tl.where(keys >= search(keys, lower, 0, 31, 12), keys, LARGEST))
-    return low, high
+    top, bottom = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32)
+    for bit in range(1, 20):  # both ranks' magnitudes but for the last 12 bits; two counts in one sum
+        higher, lesser = top | (1 << (31 - bit)), bottom | (1 << (31 - bit))
+        reaching = tl.sum((keys >= higher).to(tl.int32) + ((keys >= lesser).to(tl.int32) << 16))
+        top = tl.where((reaching & 0xFFFF) >= upper, higher, top)
+        bottom = tl.where((reaching >> 16) >= lower, lesser, bottom)
+    high = tl.max(tl.where(keys <= (top | 0xFFF), keys, 0))  # ties are one magnitude
+    low = tl.min(tl.where(keys >= bottom, keys, LARGEST))
+    return tl.where(lower <= SAMPLE, low, 0), tl.where(upper >= 1, high, LARGEST)
 
 
 @triton.jit

@@ -23,8 +23,8 @@ from aswl_kernels.magnitude_histogram_triton import (
     WARPS,
     add_counts,
     column,
-    digits,
-    digits_of_weights,
+    count_digits,
+    count_digits_of_weights,
     layers,
     owner,
 )
@@ -42,11 +42,12 @@ from aswl_kernels.magnitude_threshold import guess_counter
 
 SAMPLE = 1 << 13  # weights in registers: a sample, or the whole of a layer that has no more
 RUN = 4  # neighbours in a sample, as each costs 32 bytes of reading anyway
-SAMPLE_WARPS = 16
+ALONE_WARPS = 16  # of a program that does all for a layer
 ALONE = 1 << 16  # where no layer is larger, one program per layer is as fast as all launches together
 ROOM = (
     512  # for what a warp collects of 4,096 weights: a sample's interval holds 5.5% of a layer, a guess's 1.5%, at most
 )
+FEW = 1 << 18  # equal keys: as many as may wait for one address, for a fraction of a millisecond
 
 # rows of the state, one column per layer; keep is 0 where there is nothing left to do
 KEEP, LOW, HIGH, ABOVE, INSIDE, LOST = (tl.constexpr(row) for row in range(6))
@@ -78,7 +79,7 @@ def magnitude_threshold_sample_kernel(
     answer = tl.full([], 0, tl.int32)
     left = (keep > 0) & (n > SAMPLE)
     if (keep > 0) & (n <= SAMPLE):
-        answer = search(sampled(address, kind, n, SAMPLE, RUN), keep, 0, 31, 0)
+        answer = search(sampled(address, kind, n, SAMPLE, RUN), keep, 0, 31)
     if left:
         if guess_ptr is None:
             low, high = interval_of_sample(sampled(address, kind, n, SAMPLE, RUN), keep, n, SAMPLE)
@@ -95,7 +96,7 @@ def magnitude_threshold_sample_kernel(
                 present = (i % ROOM < tl.load(filled + i // ROOM)) & (low < high)
                 keys = tl.load(room + i, mask=present, other=-1)
                 bits = tl.sum((((low ^ high) >> tl.arange(0, 32)) > 0).to(tl.int32))
-                answer = search(keys, keep - above, low >> bits << bits, bits, 0)
+                answer = search(keys, keep - above, low >> bits << bits, bits)
             else:
                 answer = search_weights(address, kind, n, keep, BLOCK)
             if guess_ptr is not None:
@@ -157,31 +158,42 @@ def verified(state_ptr, layer, n_layers):
 
 @triton.jit
 def settled(histogram_ptr, low, high, rank, steps):
-    """The first bytes of the rank-th largest, of the histograms of so many steps; of low and high where they agree."""
-    prefix = 0
+    """The first bytes of the rank-th largest, by so many steps' histograms, and how many begin so, if that is known."""
+    prefix, left = tl.full([], 0, tl.int32), tl.full([], 0x7FFFFFFFFFFFFFFF, tl.int64)
     digit = tl.arange(0, 256)
     for step in range(steps):
         shift = 24 - 8 * step
-        chosen = (low >> shift) & 255
+        chosen = (low >> shift) & 255  # where low and high agree, nothing was counted
         if ((low ^ high) >> shift) > 0:
-            counts = tl.load(histogram_ptr + step * 256 + digit)  # zeros where a bf16's lower bytes were not counted
+            counts = tl.load(histogram_ptr + step * 256 + digit)  # all 0 for the lower bytes of a bf16
             chosen = tl.maximum(tl.sum((tl.cumsum(counts, reverse=True) >= rank).to(tl.int32)) - 1, 0)
             rank -= tl.sum(tl.where(digit > chosen, counts, 0))
+            left = tl.sum(tl.where(digit == chosen, counts, 0))
         prefix = prefix * 256 + chosen
-    return prefix, rank
+    return prefix, left
 
 
 @triton.jit
-def digits_of_collected(filled_ptr, room_ptr, rooms, prefix, shift, ROOMS: tl.constexpr, ROOM: tl.constexpr):
-    """:func:`digits` of what lies in the first ``rooms`` of ``ROOMS`` rooms."""
-    WIDTH: tl.constexpr = 4096 // ROOMS
+def count_digits_of_collected(
+    filled_ptr,
+    room_ptr,
+    rooms,
+    prefix,
+    shift,
+    few,
+    counts,
+    histogram_ptr,
+    ROOMS: tl.constexpr,
+    ROOM: tl.constexpr,
+):
+    """:func:`count_digits` of what lies in the first ``rooms`` of ``ROOMS`` rooms."""
+    WIDTH: tl.constexpr = 2048 // ROOMS
     room, slot = tl.arange(0, ROOMS), tl.arange(0, WIDTH)
     filled = tl.load(filled_ptr + room, mask=room < rooms, other=0)
-    counts = tl.zeros([256], tl.int32)
     for start in range(0, tl.max(filled), WIDTH):
         present = (start + slot)[None, :] < filled[:, None]
         keys = tl.load(room_ptr + room[:, None] * ROOM + (start + slot)[None, :], mask=present, other=-1)
-        counts += digits(keys, prefix, shift)
+        counts = count_digits(keys, prefix, shift, few, counts, histogram_ptr)
     return counts
 
 
@@ -198,6 +210,7 @@ def magnitude_threshold_digit_kernel(
     CHUNK: tl.constexpr,
     GROUP: tl.constexpr,
     ROOM: tl.constexpr,
+    FEW: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     layer, group = owner(table_ptr, FIRST_GROUP, tl.program_id(0).to(tl.int64), n_layers, LAYERS)
@@ -206,18 +219,28 @@ def magnitude_threshold_digit_kernel(
     shift = 24 - 8 * step
     if (rank > 0) & (((low ^ high) >> shift) > 0) & ((kind == 0) | (shift >= 16)):
         histogram_ptr += layer.to(tl.int64) * 1024
-        prefix, _ = settled(histogram_ptr, low, high, rank, step)
+        prefix, left = settled(histogram_ptr, low, high, rank, step)
         start, end = group * GROUP * CHUNK, tl.minimum(n, (group + 1) * GROUP * CHUNK)
-        counts = tl.zeros([256], tl.int32)
+        own, few, counts = histogram_ptr + step * 256, left <= FEW, tl.zeros([256], tl.int32)
         if hit:
             ROOMS: tl.constexpr = BLOCK // 512
-            room = (first_chunk + group * GROUP) * ROOMS
+            first = (first_chunk + group * GROUP) * ROOMS
             rooms = tl.cdiv(end - start, CHUNK) * ROOMS
-            filled, room = filled_ptr + room, room_ptr + room * ROOM
-            counts = digits_of_collected(filled, room, rooms, prefix, shift, GROUP * ROOMS, ROOM)
+            counts = count_digits_of_collected(
+                filled_ptr + first,
+                room_ptr + first * ROOM,
+                rooms,
+                prefix,
+                shift,
+                few,
+                counts,
+                own,
+                GROUP * ROOMS,
+                ROOM,
+            )
         else:
-            counts = digits_of_weights(address, kind, start, end, prefix, shift, BLOCK)
-        add_counts(histogram_ptr + step * 256, counts)
+            counts = count_digits_of_weights(address, kind, start, end, prefix, shift, few, counts, own, BLOCK)
+        add_counts(own, counts)
 
 
 @triton.jit
@@ -250,7 +273,7 @@ def _launch(weights: list[Tensor], keep: Tensor, guess: Tensor | None, y: Tensor
     alone = max(weight.numel() for weight in weights) <= ALONE
     work = layers(weights, least=SAMPLE + 1)
     count, device = len(weights), keep.device
-    columns, warps = triton.next_power_of_2(count), SAMPLE_WARPS if alone else WARPS
+    columns, warps = triton.next_power_of_2(count), ALONE_WARPS if alone else WARPS
     rooms = warps * (count if alone else work.chunks)
     state = torch.empty(STATE_ROWS, count, dtype=torch.int64, device=device)
     histogram = torch.empty(count, 4, 256, dtype=torch.int64, device=device)
@@ -259,13 +282,13 @@ def _launch(weights: list[Tensor], keep: Tensor, guess: Tensor | None, y: Tensor
     counter = None if guess is None else guess_counter(device)
     sample = magnitude_threshold_sample_kernel[(count,)]
     buffers, sizes = (state, histogram, filled, room, y), (alone, SAMPLE, RUN, ROOM, 512 * warps)
-    sample(work.table, keep, guess, counter, *buffers, count, *sizes, num_warps=SAMPLE_WARPS)
+    sample(work.table, keep, guess, counter, *buffers, count, *sizes, num_warps=warps)
     if alone:
         return
     collect = magnitude_threshold_collect_kernel[(work.chunks,)]
     collect(work.table, state, filled, room, count, columns, CHUNK, ROOM, BLOCK, num_warps=WARPS)
-    count_digits = magnitude_threshold_digit_kernel[(work.groups,)]
-    buffers, sizes = (state, histogram, filled, room), (columns, CHUNK, GROUP, ROOM, BLOCK)
+    digit = magnitude_threshold_digit_kernel[(work.groups,)]
+    buffers, sizes = (state, histogram, filled, room), (columns, CHUNK, GROUP, ROOM, FEW, BLOCK)
     for step in range(4):
-        count_digits(work.table, *buffers, step, count, *sizes, num_warps=WARPS)
+        digit(work.table, *buffers, step, count, *sizes, num_warps=WARPS)
     magnitude_threshold_finish_kernel[(count,)](work.table, state, histogram, counter, y, count, num_warps=WARPS)

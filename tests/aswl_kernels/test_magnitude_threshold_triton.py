@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 NAN, INF = float("nan"), float("inf")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SMALL = {"CHUNK": 4096, "GROUP": 1, "BLOCK": 2048, "WARPS": 4}  # what a GPU does to millions of weights, on thousands
-SMALL_THRESHOLD = {"SAMPLE": 128, "SAMPLE_WARPS": 2, "ALONE": 1200, "ROOM": 256}
+SMALL_THRESHOLD = {"SAMPLE": 128, "ALONE_WARPS": 2, "ALONE": 1200, "ROOM": 256, "FEW": 99}
 
 
 @pytest.fixture(scope="module")
