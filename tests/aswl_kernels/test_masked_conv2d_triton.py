@@ -27,6 +27,13 @@ NAN = float("nan")
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 
+@pytest.fixture(autouse=True)
+def exact():
+    """On a GPU fp32 in full, PyTorch's too; the interpreter has no TF32, and takes its tiles."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=not torch.cuda.is_available()):
+        yield
+
+
 def fused(geometry):
     return partial(masked_conv2d, products="fused", **geometry)
 
@@ -218,11 +225,14 @@ def test_as_for_a_gpu_without_wgmma(name, triton_device, monkeypatch):
     follows(*GEOMETRIES[name], (torch.float32,) * 2, torch.channels_last, triton_device)
 
 
-def test_without_tf32(triton_device):
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        assert _conv_triton.precision("full") == "full"
-        follows(*GEOMETRIES["strided"], (torch.float32,) * 2, torch.channels_last, triton_device)
-    assert _conv_triton.precision("full") == "tf32"
+def test_with_and_without_tf32(triton_device):
+    args = laid_out(torch.channels_last, *operands((2, 16, 9, 9), (80, 16, 3, 3), (torch.float32,) * 2, triton_device))
+    want = masked_conv2d(*(t.double() for t in args), padding=1)
+    for allowed, tolerance in ((True, 1e-2), (False, 1e-5)):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
+            assert _conv_triton.precision("full") == ("tf32" if allowed else "full")
+            got = fused({"padding": 1})(*args)
+        torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance * want.abs().max().item())
 
 
 @pytest.mark.parametrize("groups", [1, 8])
