@@ -27,8 +27,9 @@ class Steering:
     def apply(self, scale: Tensor | float, sums: Tensor | None = None) -> None:
         """Replace the attentions' gradients; all gradients come multiplied by ``scale``, and stay so.
 
-        ``sums``: those of a fused optimizer pass over all weights, not multiplied by ``scale``; without them, the weights
-        and their gradients are read here. A layer that took no part in this step leaves everything as it is: the shares would compare unlike things.
+        ``sums``: those of a fused optimizer pass over all weights, not multiplied by ``scale``; without them, the
+        weights and their gradients are read here. A layer that took no part in this step leaves everything as it is:
+        the shares would compare unlike things.
         """
         entries, options = self.structure.entries, self.settings
         paper = options.target is None

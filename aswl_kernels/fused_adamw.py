@@ -32,7 +32,8 @@ def fused_adamw_(
 
     ``weights``, ``grads``, ``exp_avgs``, ``exp_avg_sqs``: L floating tensors each, alike in shape, dtype and device;
     ``steps``: L numbers, 1 for a weight's first step, or L tensors of them, which are where ``lr`` may be. The other
-    arguments and the result are those of :func:`aswl_kernels.fused_sgd_`. Raises ``ValueError`` on another dtype, shape, device or number.
+    arguments and the result are those of :func:`aswl_kernels.fused_sgd_`. Raises ``ValueError`` on another dtype,
+    shape, device or number.
     """
     op = "fused_adamw_"
     alike = {"grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}

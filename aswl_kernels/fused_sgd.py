@@ -29,15 +29,16 @@ def fused_sgd_(
 ) -> Tensor:
     """One step of ``torch.optim.SGD`` on L weights in place, by masked gradients, and the sums that steer the method.
 
-    ``weights``, ``grads``, ``momenta`` (empty where ``momentum`` is 0): L floating tensors each, alike in shape, dtype and
-    device; ``thresholds``: L tensors of one element. A weight is pruned where its magnitude, in fp32, was below the
+    ``weights``, ``grads``, ``momenta`` (empty where ``momentum`` is 0): L floating tensors each, alike in shape, dtype
+    and device; ``thresholds``: L tensors of one element. A weight is pruned where its magnitude, in fp32, was below the
     threshold before the step; its gradient is multiplied by ``pruned_gradient``, and weight decay spares it unless
-    ``decay_pruned``. ``first``: the momenta hold nothing yet. Gradients are divided by ``grad_scale`` (one element) first
-    and stay as they are. ``copies``: L floating tensors of the weights' shapes that take the new weights masked by the
-    same thresholds. ``lr`` and ``pruned_gradient`` may be tensors of one element, on the weights' device (so that a CUDA
-    graph finds new values in them) or on the CPU; their values are not checked. Inside, narrow dtypes are computed in fp32. Returns the sums of the step, fp64 [L, 3], taken before
-    the update: ``sum(grad * sparse)``, the sum of ``grad * weight`` over the magnitudes within ``band`` of the threshold,
-    and how many those are. Not differentiable. Raises ``ValueError`` on another dtype, shape, device or number.
+    ``decay_pruned``. ``first``: the momenta hold nothing yet. Gradients are divided by ``grad_scale`` (one element)
+    first and stay as they are. ``copies``: L floating tensors of the weights' shapes that take the new weights masked
+    by the same thresholds. ``lr`` and ``pruned_gradient`` may be tensors of one element, on the weights' device (so
+    that a CUDA graph finds new values in them) or on the CPU; their values are not checked. Inside, narrow dtypes are
+    computed in fp32. Returns the sums of the step, fp64 [L, 3], taken before the update: ``sum(grad * sparse)``, the
+    sum of ``grad * weight`` over the magnitudes within ``band`` of the threshold, and how many those are. Not
+    differentiable. Raises ``ValueError`` on another dtype, shape, device or number.
     """
     alike = {"grads": grads} | ({"momenta": momenta} if momentum != 0 else {})
     check_lists("fused_sgd_", weights, thresholds, copies, grad_scale, lr, pruned_gradient, band, **alike)

@@ -27,11 +27,12 @@ def masked_linear(
 ) -> Tensor:
     """``attention * (x @ sparse.T + bias)``, sparse being the weight where ``abs(weight) >= threshold``, else 0.
 
-    ``x``: [..., in]; ``weight``: [out, in]; ``threshold``, ``attention``: one element (0-d or [1]), no attention meaning
-    1, and no threshold that the weight is masked already, by :func:`gate_all`; ``bias``: [out]. Returns [..., out] in x's dtype, which is the weight's, or bf16/fp16 over an fp32 weight (the mask
-    is decided in fp32 all the same); under autocast x takes autocast's dtype. Weight gradients are straight-through,
-    see :func:`gate`; the attention's is ``sum(dL/d(a sparse) * sparse) + sum(dL/d(a bias) * bias)``. With
-    ``scaled=False`` the attention counts as 1 and keeps this gradient.
+    ``x``: [..., in]; ``weight``: [out, in]; ``threshold``, ``attention``: one element (0-d or [1]), no attention
+    meaning 1, and no threshold that the weight is masked already, by :func:`gate_all`; ``bias``: [out].
+    Returns [..., out] in x's dtype, which is the weight's, or bf16/fp16 over an fp32 weight (the mask is decided in fp32 all the
+    same); under autocast x takes autocast's dtype. Weight gradients are straight-through, see :func:`gate`; the
+    attention's is ``sum(dL/d(a sparse) * sparse) + sum(dL/d(a bias) * bias)``. With ``scaled=False`` the attention
+    counts as 1 and keeps this gradient.
 
     ``products``: "dense": PyTorch's, of a masked copy of the weight. "fused": each product in one kernel with its mask,
     the attention, the bias and the attention's sum (on GPUs, with Triton, but for fp64; elsewhere as dense).

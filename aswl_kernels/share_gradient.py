@@ -26,12 +26,12 @@ def share_gradient_(
     ``signal``: fp32 [L], v, takes ``worth`` (floating [L]) in by an exponential average with ``smoothing``, in place, a
     plain mean while few were seen; ``observed``: fp32 0-d, how many, counted in place; ``attention``: floating [L];
     ``sizes``: int64 [L]; ``counts``: as ``worth``, or None; where given, ``worth`` holds sums of gradient times weight
-    over so many weights, and the worth is their negated mean, 0 over none. Means are over the kept weights of layers that
-    still have pruned ones (a full layer takes no part in the sharing), and the quotient is held within [-1, 1] lest a
-    small layer's noise throw its share about. Together with :func:`share_budget`, which scales all densities by one
-    factor, this comes to rest exactly where a further weight is worth the same in every layer, the optimum under a
-    budget; a step along the plain gradient, n v d(density)/da, would not. Returns the gradient, [L] as the attentions. Not differentiable.
-    Raises ``ValueError`` on another dtype, shape, device or number.
+    over so many weights, and the worth is their negated mean, 0 over none. Means are over the kept weights of layers
+    that still have pruned ones (a full layer takes no part in the sharing), and the quotient is held within [-1, 1]
+    lest a small layer's noise throw its share about. Together with :func:`share_budget`, which scales all densities by
+    one factor, this comes to rest exactly where a further weight is worth the same in every layer, the optimum under a
+    budget; a step along the plain gradient, n v d(density)/da, would not. Returns the gradient, [L] as the attentions.
+    Not differentiable. Raises ``ValueError`` on another dtype, shape, device or number.
     """
     op = "share_gradient_"
     check_layers(op, attention, sizes)

@@ -33,9 +33,9 @@ REGISTERS, WARPS, BLOCKS = 65536, 64, 32  # of a multiprocessor, the same on all
 PATTERNS = {  # in PTX, or in AMD's assembly
     "matrix": r"wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_mfma",
     "wgmma": r"wgmma\.mma_async",
-    "load16": r"ld\.global\S*\.v4\.b32|ld\.global\S*\.v2\.b64|cp\.async\.cg\S*|cp\.async\.bulk|(?:global|buffer)_load_dwordx4",
+    "load16": r"ld\.global\S*\.v(?:4\.b32|2\.b64)|cp\.async\.cg\S*|cp\.async\.bulk|(?:global|buffer)_load_dwordx4",
     "load": r"ld\.global|cp\.async\.c[ag]|cp\.async\.bulk\.tensor\S*global|global_load_|buffer_load_",
-    "store16": r"st\.global\S*\.v4\.b32|st\.global\S*\.v2\.b64|cp\.async\.bulk\.tensor\S*shared|(?:global|buffer)_store_dwordx4",
+    "store16": r"st\.global\S*\.v(?:4\.b32|2\.b64)|cp\.async\.bulk\.tensor\S*shared|(?:global|buffer)_store_dwordx4",
 }
 
 

@@ -37,7 +37,7 @@ class TrainConfig:
     refresh_every: int = 1
     """Optimizer steps between two refreshes of the thresholds."""
     products: Literal["dense", "sparse", "fused", "auto"] = "dense"
-    """How layers multiply: masked or kept weights, both in one kernel, or what is measured faster (which decides the rounding)."""
+    """How layers multiply: by masked or kept weights, in one kernel, or as measured faster (this decides the rounding)."""
     attention_lr: float | None = None
     """Learning rate of the attentions; None is the method's default."""
     epochs: int = 20
