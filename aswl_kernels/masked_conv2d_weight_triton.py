@@ -28,9 +28,11 @@ from aswl_kernels._triton import interpreting, on, ordered
 from aswl_kernels.masked_conv2d_triton import FULL_TILE, GATHERS, OTHER_TILES
 from aswl_kernels.masked_linear_triton import FULL, PROCESSORS, Tile, _wide
 
-TILES = {  # as in masked_conv2d_triton: by bytes per element, then whether there are more than 64 outputs in a group
-    2: (Tile(64, 256, 32, 4, 4), Tile(128, 256, 64, 8, 3)),
-    4: (Tile(64, 128, 32, 8, 3), Tile(128, 128, 32, 8, 3)),
+TILES = {  # by bytes per element, then whether there are more than 64 outputs in a group; none spills on sm_90
+    (2, False): (Tile(64, 256, 32, 4, 4), Tile(64, 128, 64, 4, 3), Tile(64, 64, 64, 4, 3)),
+    (2, True): (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 4, 3)),
+    (4, False): (Tile(64, 128, 32, 8, 3),),
+    (4, True): (Tile(128, 128, 32, 8, 3),),
 }
 LEAST = 16  # steps of a slice
 PART = 0.1  # steps that writing and reading a tile of a part takes: 256 KB of memory to 4 MFLOP of wgmma
@@ -154,7 +156,7 @@ def masked_conv2d_weight_gradient(
     if is_depthwise:
         blocks, at_once, warps = *depthwise.blocks(x, weight), depthwise.WARPS
     else:
-        tile = _choose(grad, x, inputs, outputs)
+        tile = _choose(grad, x, inputs, outputs, dw[0].numel())
         blocks = triton.cdiv(outputs, tile.m) * triton.cdiv(dw[0].numel(), tile.n) * groups
         at_once, warps = tile.k, tile.warps
     per_slice = _steps_of_a_slice(blocks, triton.cdiv(n_pixels, at_once), PROCESSORS * 8 // warps) * at_once
@@ -187,10 +189,12 @@ def _steps_of_a_slice(blocks: int, steps: int, programs: int) -> int:
     return triton.cdiv(steps, min(range(1, max(steps // LEAST, 1) + 1), key=time))
 
 
-def _choose(grad: Tensor, x: Tensor, inputs: int, outputs: int) -> Tile:
+def _choose(grad: Tensor, x: Tensor, inputs: int, outputs: int, columns: int) -> Tile:
     if x.itemsize == 4 and precision(FULL) == FULL:
         return FULL_TILE
     if not has_wgmma():
         return OTHER_TILES[outputs <= 64]
-    together = x.stride(1) == grad.stride(1) == 1 and inputs % 16 == outputs % 16 == 0
-    return TILES[x.itemsize][outputs > 64] if together else GATHERS
+    if not (x.stride(1) == grad.stride(1) == 1 and inputs % 16 == outputs % 16 == 0):
+        return GATHERS
+    # least columns in vain, each with its share of what a step costs beside
+    return min(TILES[x.itemsize, outputs > 64], key=lambda t: triton.cdiv(columns, t.n) * (t.n + 32))
