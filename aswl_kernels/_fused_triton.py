@@ -11,6 +11,7 @@ from torch import Tensor
 
 from aswl_kernels._fused import parted
 from aswl_kernels._integers import integers
+from aswl_kernels._programs import owner
 from aswl_kernels._triton import on, ordered, same_order
 
 WARPS = 8
@@ -62,11 +63,9 @@ def fused_kernel(
     BLOCK: tl.constexpr,
 ):
     """Steps BLOCKS blocks of one layer; dtypes are those of what is behind the addresses."""
-    program, column = tl.program_id(0).to(tl.int64), tl.arange(0, LAYERS)
-    begun = (column < layers) & (tl.load(table_ptr + column, mask=column < layers, other=0) <= program)
-    layer = tl.sum(begun.to(tl.int32)) - 1  # the last that has begun: one without elements ends where it begins
-    entry = table_ptr + layer
-    begin = (program - tl.load(entry)) * (BLOCKS * BLOCK)
+    program = tl.program_id(0).to(tl.int64)
+    layer, begin = owner(table_ptr, program, layers, LAYERS)
+    entry, begin = table_ptr + layer, begin * (BLOCKS * BLOCK)
     size = tl.minimum(tl.load(entry + layers) - begin, BLOCKS * BLOCK).to(tl.int32)
     w_ptr = _pointer(entry + 3 * layers, begin, WEIGHT, ALIGNED)
     g_ptr = _pointer(grads_ptr + layer, begin, WEIGHT, ALIGNED)

@@ -53,6 +53,13 @@ def ordered(tensor: Tensor, like: Tensor) -> Tensor:
     )
 
 
+def aligned(tensor: Tensor) -> Tensor:
+    """``tensor`` without gaps, in any order, and at a multiple of 16 bytes: itself or a copy."""
+    if not tensor.is_contiguous():
+        tensor = ordered(tensor, torch.empty_like(tensor, device="meta"))
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
 def same_order(tensors: list[Tensor]) -> bool:
     """Whether all, which have one shape, are without gaps, and their elements in the same order in memory."""
     if all(tensor.is_contiguous() for tensor in tensors):

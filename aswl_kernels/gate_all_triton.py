@@ -6,7 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from aswl_kernels._integers import integers
-from aswl_kernels._triton import on, ordered
+from aswl_kernels._programs import owner
+from aswl_kernels._triton import aligned, on
 from aswl_kernels.gate_all import begins
 from aswl_kernels.gate_triton import gated
 
@@ -25,10 +26,9 @@ def gate_all_kernel(
     LAYERS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    program, column = tl.program_id(0).to(tl.int64), tl.arange(0, LAYERS)
-    begun = (column < layers) & (tl.load(table_ptr + column, mask=column < layers, other=0) <= program)
-    entry = table_ptr + tl.sum(begun.to(tl.int32)) - 1  # the last that has begun: an empty one ends where it begins
-    begin, size = (program - tl.load(entry)) * BLOCK, tl.load(entry + layers)
+    layer, block = owner(table_ptr, tl.program_id(0).to(tl.int64), layers, LAYERS)
+    entry, begin = table_ptr + layer, block * BLOCK
+    size = tl.load(entry + layers)
     i = begin + tl.max_contiguous(tl.multiple_of(tl.arange(0, BLOCK), 16), 16)
     y_ptr += tl.multiple_of(tl.load(entry + 2 * layers), 16)
     w_ptr = tl.multiple_of(tl.load(entry + 3 * layers).to(tl.pointer_type(WEIGHT)), 16)
@@ -46,8 +46,7 @@ def gate_all(weights: list[Tensor], thresholds: list[Tensor], dtype: torch.dtype
     kinds: dict[torch.dtype, list[int]] = {}
     for i, threshold in enumerate(thresholds):
         kinds.setdefault(threshold.dtype, []).append(i)
-    dense = [ordered(weight, torch.empty_like(weight, device="meta")) for weight in weights]
-    dense = [weight if weight.data_ptr() % 16 == 0 else weight.clone() for weight in dense]
+    dense = [aligned(weight) for weight in weights]
     for kind, layers in kinds.items():
         programs = [0]
         for i in layers:

@@ -13,7 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from aswl_kernels._integers import integers
-from aswl_kernels._triton import on, ordered
+from aswl_kernels._programs import owner
+from aswl_kernels._triton import aligned, on
 
 CHUNK = 1 << 15  # weights that one program collects from; of a large tensor, whose last wave is then a small part
 GROUP = 4  # chunks of one program that counts digits: few programs, since each ends with up to 256 atomics
@@ -36,7 +37,7 @@ class Layers(NamedTuple):
 
 def layers(weights: list[Tensor], least: int) -> Layers:
     """Lays out the weights; layers of fewer than ``least`` have no chunks. A copy is made of one with gaps."""
-    weights = [_plain(weight) for weight in weights]
+    weights = [aligned(weight) for weight in weights]
     sizes = [weight.numel() for weight in weights]
     chunks = [triton.cdiv(n, CHUNK) if n >= least else 0 for n in sizes]
     groups = [triton.cdiv(n, GROUP) for n in chunks]
@@ -46,26 +47,12 @@ def layers(weights: list[Tensor], least: int) -> Layers:
     return Layers(weights, integers(values, weights[0].device), sum(chunks), sum(groups))
 
 
-def _plain(weight: Tensor) -> Tensor:
-    if not weight.is_contiguous():
-        weight = ordered(weight, torch.empty_like(weight, device="meta"))  # dense in any order will do
-    return weight if weight.data_ptr() % 16 == 0 else weight.clone()
-
-
 @triton.jit
 def column(table_ptr, layer, n_layers):
     """Address, size and kind of a layer, and its first chunk."""
     entry = table_ptr + layer
     address, n = tl.load(entry + ADDRESS * n_layers), tl.load(entry + SIZE * n_layers)
     return address, n, tl.load(entry + KIND * n_layers), tl.load(entry + FIRST_CHUNK * n_layers)
-
-
-@triton.jit
-def owner(table_ptr, row, i, n_layers, LAYERS: tl.constexpr):
-    """The layer to which chunk or group ``i`` belongs, and which one of its own it is."""
-    layer = tl.arange(0, LAYERS)
-    first = tl.load(table_ptr + row * n_layers + layer, mask=layer < n_layers, other=0x7FFFFFFFFFFFFFFF)
-    return tl.sum((first <= i).to(tl.int32)) - 1, i - tl.max(tl.where(first <= i, first, 0))
 
 
 @triton.jit
@@ -152,7 +139,7 @@ def magnitude_histogram_kernel(
     SPAN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    layer, group = owner(table_ptr, FIRST_GROUP, tl.program_id(0).to(tl.int64), n_layers, LAYERS)
+    layer, group = owner(table_ptr + FIRST_GROUP * n_layers, tl.program_id(0).to(tl.int64), n_layers, LAYERS)
     address, n, kind, _ = column(table_ptr, layer, n_layers)
     end = tl.minimum(n, (group + 1) * SPAN)
     histogram, prefix = histogram_ptr + layer.to(tl.int64) * 256, tl.load(prefix_ptr + layer)

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from aswl_kernels._programs import owner
 from aswl_kernels._triton import on
 from aswl_kernels.magnitude_histogram_triton import (
     BLOCK,
@@ -26,7 +27,6 @@ from aswl_kernels.magnitude_histogram_triton import (
     count_digits,
     count_digits_of_weights,
     layers,
-    owner,
 )
 from aswl_kernels.magnitude_interval_triton import (
     LARGEST,
@@ -128,7 +128,7 @@ def magnitude_threshold_collect_kernel(
     BLOCK: tl.constexpr,
 ):
     i = tl.program_id(0).to(tl.int64)
-    layer, chunk = owner(table_ptr, FIRST_CHUNK, i, n_layers, LAYERS)
+    layer, chunk = owner(table_ptr + FIRST_CHUNK * n_layers, i, n_layers, LAYERS)
     entry = state_ptr + layer
     if tl.load(entry + KEEP * n_layers) > 0:
         address, n, kind, _ = column(table_ptr, layer, n_layers)
@@ -213,7 +213,7 @@ def magnitude_threshold_digit_kernel(
     FEW: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    layer, group = owner(table_ptr, FIRST_GROUP, tl.program_id(0).to(tl.int64), n_layers, LAYERS)
+    layer, group = owner(table_ptr + FIRST_GROUP * n_layers, tl.program_id(0).to(tl.int64), n_layers, LAYERS)
     address, n, kind, first_chunk = column(table_ptr, layer, n_layers)
     hit, low, high, rank = verified(state_ptr, layer, n_layers)
     shift = 24 - 8 * step
