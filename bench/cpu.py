@@ -11,9 +11,9 @@ import warnings
 import torch
 
 from aswl_kernels import backends
+from aswl_kernels.timing import interleaved
 from bench import bench_gate, bench_magnitude_threshold, bench_pack, bench_sparse_conv2d, bench_sparse_linear, rows
 from bench.peers import SPARSEPROP
-from bench.timing import interleaved
 
 SUITES = {
     "magnitude_threshold": bench_magnitude_threshold,

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 
 from aswl_kernels import fused_adamw_, fused_sgd_, magnitude_threshold
+from aswl_kernels.timing import interleaved
 from bench import rows
-from bench.timing import interleaved
 
 LAYERS = 8
 DENSITY = 0.1

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 import aswl
 from aswl.nn import SparseLayer
 from aswl.training import models
+from aswl_kernels.timing import interleaved
 from bench import rows
-from bench.timing import interleaved
 
 SHAPES = {"mlp": (784,), "lenet300": (1, 28, 28), "lenet5": (1, 28, 28)}  # of an image; others (3, 32, 32)
 BATCHES = {"mlp": 256}  # others 128
