@@ -58,12 +58,7 @@ def masked_conv2d_kernel(
     ``w_strides``: of groups, rows, inner channels, and the taps' both. ``ORDER`` of the sums: "blocks" of channels, tap
     by tap; or "taps" or "channels" innermost, several of both to a block.
     """
-    program = tl.program_id(0)
-    m_blocks, p_blocks = tl.cdiv(n_outer, BLOCK_M), tl.cdiv(n_pixels, BLOCK_N)
-    m = program % m_blocks * BLOCK_M + tl.arange(0, BLOCK_M)
-    pixel = (program // m_blocks % p_blocks).to(tl.int64 if LONG else tl.int32) * BLOCK_N + tl.arange(0, BLOCK_N)
-    program = program // m_blocks // p_blocks
-    group, phase = (program % groups).to(tl.int64), program // groups
+    m, pixel, group, phase = _share(tl.program_id(0), n_outer, n_pixels, groups, LONG, BLOCK_M, BLOCK_N)
     v0, v_stride, v_tap, r0, r_step, n_r = source(vertical, phase // horizontal[0], PHASED)
     u0, u_stride, u_tap, s0, s_step, n_s = source(horizontal, phase % horizontal[0], PHASED)
     if PHASED:  # noqa: SIM102 the second condition is known only when the kernel runs
@@ -89,14 +84,25 @@ def masked_conv2d_kernel(
             x_ptr + x_base[None, :], w_ptr + w_base[:, None], t, row, column, v_tap, u_tap, x_size, x_steps, w_steps,
             m < n_outer, n_inner, n_r, n_s, ORDER, DENSE, PRECISION, WIDE, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
+    # no compiler knows that zero is 0: it makes these again here, instead of holding them in registers all along
+    m, pixel, group, phase = _share(tl.program_id(0) + zero, n_outer, n_pixels, groups, LONG, BLOCK_M, BLOCK_N)
     if b_ptr is not None:
         acc += tl.load(b_ptr + group * n_outer + m, mask=m < n_outer, other=0.0).to(tl.float32)[:, None]
     if a_ptr is not None:
         acc *= tl.load(a_ptr).to(tl.float32)
-    # no compiler knows that zero is 0: it makes the places again here, instead of holding them in registers all along
-    offset, inside = destination(pixel + zero, n_pixels, phase, y_size, y_strides, vertical, horizontal, PHASED)
+    offset, inside = destination(pixel, n_pixels, phase, y_size, y_strides, vertical, horizontal, PHASED)
     offset = offset[None, :] + (group * n_outer + m)[:, None] * y_strides[1]
     tl.store(y_ptr + offset, acc.to(y_ptr.dtype.element_ty), mask=inside[None, :] & (m < n_outer)[:, None])
+
+
+@triton.jit
+def _share(program, n_outer, n_pixels, groups, LONG: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The rows and the pixels, the group and the phase of a program."""
+    m_blocks, p_blocks = tl.cdiv(n_outer, BLOCK_M), tl.cdiv(n_pixels, BLOCK_N)
+    m = program % m_blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+    pixel = (program // m_blocks % p_blocks).to(tl.int64 if LONG else tl.int32) * BLOCK_N + tl.arange(0, BLOCK_N)
+    program = program // m_blocks // p_blocks
+    return m, pixel, (program % groups).to(tl.int64), program // groups
 
 
 @triton.jit
