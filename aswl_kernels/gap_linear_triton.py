@@ -86,7 +86,7 @@ def gap_linear_kernel(
         code, code_1, v, v_1 = code_1, code_2, v_1, v_2
     sums_ptr += segment.to(tl.int64) * n_x * n_out + strip * STRIP + lane
     for i in tl.static_range(PLANES * EACH):
-        tl.store(sums_ptr + i * n_out, sums[i], mask=(strip * STRIP + lane < n_out) & (i < n_x))
+        tl.store(sums_ptr + i * n_out, sums[i], mask=(strip * STRIP + lane < n_out) & (lane * 0 + i < n_x))
 
 
 @triton.jit
