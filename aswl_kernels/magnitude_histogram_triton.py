@@ -20,6 +20,8 @@ CHUNK = 1 << 15  # weights that one program collects from; of a large tensor, wh
 GROUP = 4  # chunks of one program that counts digits: few programs, since each ends with up to 256 atomics
 BLOCK = 4096  # weights at a time: with 8 warps a thread reads four times 16 bytes (fp32)
 WARPS = 8
+# a histogram's keys may come in any order, which spares a trip through shared memory; Triton 3.9 wants to do without
+REORDER = tl.constexpr(tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9))
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 # rows of the table, one column per layer
@@ -101,7 +103,7 @@ def count_digits(keys, prefix, shift, few, counts, histogram_ptr):
     In ``counts``, which is returned, at 58 instructions a key; or, as ``few`` tells that there are not many, at a tenth of
     them in the histogram itself, where many would wait for each other.
     """
-    upper = tl.ravel(keys, can_reorder=True) >> shift
+    upper = tl.ravel(keys, can_reorder=REORDER) >> shift
     wanted = (upper >> 8) == prefix
     if few:
         tl.atomic_add(histogram_ptr + (upper & 255), tl.full(upper.shape, 1, tl.int64), mask=wanted, sem="relaxed")

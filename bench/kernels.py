@@ -12,12 +12,12 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime.jit import JITFunction
 
 from bench.launches import launches
@@ -90,15 +90,13 @@ def describe(kernel: Any, target: str) -> dict[str, Any]:
 
 
 def _assemble(ptx: str) -> str:
-    """What ``ptxas`` says of a PTX program."""
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    """What ``ptxas``, the one that Triton takes for it, says of a PTX program."""
     target = re.search(r"\.target (\w+)", ptx).group(1)
-    own = tools / "ptxas-blackwell"
-    tool = own if target.startswith("sm_10") and own.exists() else tools / "ptxas"
+    tool = get_ptxas(int(re.search(r"\d+", target).group()))
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
-        command = [str(tool), "-v", f"--gpu-name={target}", "--output-file=/dev/null", file.name]
+        command = [tool.path, "-v", f"--gpu-name={target}", "--output-file=/dev/null", file.name]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout + done.stderr
 
