@@ -50,7 +50,8 @@ class Masks:
         """The weights may change from here on."""
         if not torch.compiler.is_compiling():
             for layers in self.layers:
-                _give(layers, None)
+                if layers[0].masked is not None:  # setting an attribute of a module takes its time
+                    _give(layers, None)
 
 
 def _give(layers: list[SparseLayer], masked: Tensor | None) -> None:

@@ -11,14 +11,13 @@ from torch import Tensor
 
 from aswl_kernels._fused import parted
 from aswl_kernels._integers import integers
-from aswl_kernels._programs import owner
+from aswl_kernels._programs import TYPES, owner
 from aswl_kernels._triton import on, ordered, same_order
 
 WARPS = 8
 BLOCKS = 8  # of a program at most: 8,192 fp32 weights, so that finding its layer costs it little
 PROGRAMS = 1024  # of few weights, fewer blocks each: an H200 runs 660 at a time
 SUMMED = 1024  # partial sums that a program of the second launch adds at once
-TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 class Variant(NamedTuple):

@@ -1,7 +1,10 @@
-"""Which layer a program serves, in kernels that serve many."""
+"""Which layer a program serves, in kernels that serve many, and what lies at its addresses."""
 
+import torch
 import triton
 import triton.language as tl
+
+TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 @triton.jit

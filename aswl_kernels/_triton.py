@@ -45,12 +45,9 @@ def on(tensor: Tensor) -> contextlib.AbstractContextManager:
 def ordered(tensor: Tensor, like: Tensor) -> Tensor:
     """``tensor`` with its elements in memory as those of ``like``, which has the same shape and no gaps: itself or a copy."""
     strides = zip(tensor.shape, tensor.stride(), like.stride())
-    same = all(own == other for size, own, other in strides if size > 1)  # the others lead nowhere
-    return (
-        tensor
-        if same or not tensor.numel()
-        else torch.empty_like(like, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
-    )
+    if not tensor.numel() or all(own == other for size, own, other in strides if size > 1):  # the rest lead nowhere
+        return tensor
+    return torch.empty_like(like, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
 def aligned(tensor: Tensor) -> Tensor:

@@ -6,14 +6,13 @@ import triton.language as tl
 from torch import Tensor
 
 from aswl_kernels._integers import integers
-from aswl_kernels._programs import owner
+from aswl_kernels._programs import TYPES, owner
 from aswl_kernels._triton import aligned, on
 from aswl_kernels.gate_all import begins
 from aswl_kernels.gate_triton import gated
 
 BLOCK = 1024  # elements of a program, in 128 threads: 16 layers of ResNet-20 are 260 programs for 132 multiprocessors
 WARPS = 4
-TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 @triton.jit(do_not_specialize=["layers"])
