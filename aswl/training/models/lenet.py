@@ -26,7 +26,10 @@ class LeNet300(nn.Module):
 
 
 class LeNet5(nn.Module):
-    """Two 5x5 convolutions, of 20 and 50 channels, each pooled by 2, then 500 hidden units.
+    """Two 5x5 convolutions, of 20 and 50 channels, each pooled by 2, then 500 hidden units, with a ReLU after each.
+
+    Caffe's own network has no ReLU after the convolutions; the pruning papers compared here have (SNIP's and Sparse Momentum's
+    code), and so has this one.
 
     input_shape: (C, H, W). Raises ValueError for less than 16x16 pixels.
     """
@@ -45,7 +48,7 @@ class LeNet5(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, classes]
         check_images(x, self.input_shape)
-        x = F.max_pool2d(self.conv1(x), 2)  # as in Caffe, no ReLU after the convolutions
-        x = F.max_pool2d(self.conv2(x), 2)
+        x = F.relu(F.max_pool2d(self.conv1(x), 2))
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))
         x = F.relu(self.fc1(x.flatten(1)))
         return self.fc2(x)

@@ -1,0 +1,62 @@
+"""How a number of weights is shared out among layers, and which weights a layer then keeps."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def uniform(layers: dict[str, nn.Module], density: float) -> dict[str, int]:
+    """The same density in every layer; the counts add up to round(density * n)."""
+    sizes = {name: layer.weight.numel() for name, layer in layers.items()}
+    return round_counts({name: density * size for name, size in sizes.items()}, sizes, density)
+
+
+def erdos_renyi_kernel(layers: dict[str, nn.Module], density: float) -> dict[str, int]:
+    """Densities proportional to (sum of a weight's dimensions) / (their product), layers that would exceed 1 kept whole
+    (Evci et al., arXiv 1911.11134, section 3); the counts add up to round(density * n).
+    """
+    sizes = {name: layer.weight.numel() for name, layer in layers.items()}
+    raw = {name: sum(layer.weight.shape) for name, layer in layers.items()}  # size times (sum / product)
+    whole: set[str] = set()
+    while True:
+        left = density * sum(sizes.values()) - sum(sizes[name] for name in whole)
+        scale = left / sum(value for name, value in raw.items() if name not in whole)
+        fuller = {name for name in raw if name not in whole and scale * raw[name] > sizes[name]}
+        if not fuller:
+            break
+        whole |= fuller
+    counts = {name: float(sizes[name]) if name in whole else scale * raw[name] for name in raw}
+    return round_counts(counts, sizes, density)
+
+
+def round_counts(counts: dict[str, float], sizes: dict[str, int], density: float) -> dict[str, int]:
+    """Whole numbers next to the counts, at least 1 and at most the layer, that add up to round(density * n): the largest
+    remainders are rounded up.
+    """
+    rounded = {name: min(max(math.floor(count), 1), sizes[name]) for name, count in counts.items()}
+    missing = round(density * sum(sizes.values())) - sum(rounded.values())
+    step = 1 if missing > 0 else -1
+    order = sorted(counts, key=lambda name: step * (counts[name] - rounded[name]), reverse=True)
+    while missing:
+        before = missing
+        for name in order:
+            if missing and 1 <= rounded[name] + step <= sizes[name]:
+                rounded[name] += step
+                missing -= step
+        if missing == before:
+            raise ValueError(f"shares: want a density that leaves each layer a weight; got {density}")
+    return rounded
+
+
+def largest(score: Tensor, count: int) -> Tensor:
+    """A mask, bool and like ``score``, of exactly the ``count`` largest scores."""
+    mask = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
+    mask[score.flatten().topk(count, sorted=False).indices] = True
+    return mask.view_as(score)
+
+
+def cubic(step: int, begin: float, end: float, density: float) -> float:
+    """The density of gradual pruning, from 1 at ``begin`` to ``density`` at ``end`` steps (arXiv 1710.01878, equation 1)."""
+    progress = min(max((step - begin) / (end - begin), 0.0), 1.0)
+    return density + (1 - density) * (1 - progress) ** 3
