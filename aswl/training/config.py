@@ -23,7 +23,7 @@ class TrainConfig:
     data: str = "digits"
     """digits (embedded), a path (parquet, idx, CIFAR archive), hf://owner/name; mnist, cifar10: folders of $ASWL_DATA."""
     model: str = "lenet300"
-    """The network: lenet300, lenet5, resnet20, 32, 44, 56, 110 (CIFAR's), or resnet50 (ImageNet's)."""
+    """The network: lenet300, lenet5, resnet20, 32, 44, 56, 110, vgg16, wrn22-2, 16-8, 28-10, mobilenetv2, resnet50."""
     density: float | None = 0.05
     """Fraction of the weights to keep, in (0, 1]. Exactly one of density and gamma is a number."""
     gamma: float | None = None

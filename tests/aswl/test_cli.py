@@ -67,7 +67,7 @@ def test_info(capsys):
 
 
 BAD = {
-    "unknown preset": (["train", "mnst"], "preset: want one of cifar10, digits, mnist"),
+    "unknown preset": (["train", "mnst"], "preset: want one of cifar10, cifar10-vgg16, "),
     "no such file": (["train", "nowhere.yaml"], "No such file or directory: nowhere.yaml"),
     "data not given": (["train", "mnist"], "mnist: pass --data PATH"),
     "data not there": (["train", "--data", "nowhere"], "data: no file or folder nowhere"),

@@ -6,8 +6,11 @@ from functools import partial
 from torch import nn
 
 from aswl.training.models.lenet import LeNet5, LeNet300
+from aswl.training.models.mobilenet import MobileNetV2
 from aswl.training.models.resnet import ResNet
 from aswl.training.models.resnet50 import ResNet50
+from aswl.training.models.vgg import VGG16
+from aswl.training.models.wide_resnet import WideResNet
 
 Shape = tuple[int, int, int]  # of an image: (C, H, W)
 MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
@@ -15,9 +18,23 @@ MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
     "lenet5": LeNet5,
     **{f"resnet{depth}": partial(ResNet, depth=depth) for depth in (20, 32, 44, 56, 110)},
     "resnet50": ResNet50,
+    "vgg16": VGG16,
+    **{f"wrn{d}-{w}": partial(WideResNet, depth=d, width=w) for d, w in ((22, 2), (16, 8), (28, 10))},
+    "mobilenetv2": MobileNetV2,
 }
 
-__all__ = ["LeNet5", "LeNet300", "ResNet", "ResNet50", "build", "names", "published_for"]
+__all__ = [
+    "VGG16",
+    "LeNet5",
+    "LeNet300",
+    "MobileNetV2",
+    "ResNet",
+    "ResNet50",
+    "WideResNet",
+    "build",
+    "names",
+    "published_for",
+]
 
 
 def build(name: str, input_shape: Shape, classes: int) -> nn.Module:

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aswl.training.models.checks import check_images
+from aswl.training.models.initial import he_initialize
 
 
 class Block(nn.Module):
@@ -48,9 +49,7 @@ class ResNet(nn.Module):
         self.layer2 = _stage(16, 32, blocks)
         self.layer3 = _stage(32, 64, blocks)
         self.fc = nn.Linear(64, classes)
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                nn.init.kaiming_normal_(module.weight)
+        he_initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, classes]
         check_images(x, self.input_shape)

@@ -16,6 +16,8 @@ from aswl.training.config import TrainConfig, load_preset, presets
         ("mnist-paper", "lenet300", None, 1.0, "mnist"),
         ("mnist-lenet5", "lenet5", 0.02, None, "mnist"),
         ("cifar10", "resnet20", 0.1, None, "cifar10"),
+        ("cifar10-vgg16", "vgg16", 0.1, None, "cifar10"),
+        ("cifar10-wrn22-2", "wrn22-2", 0.1, None, "cifar10"),
     ],
 )
 def test_presets(name, model, density, gamma, data):
@@ -48,7 +50,7 @@ def test_the_mnist_preset_keeps_to_its_budget_of_epochs():
         ({"density": None, "gamma": -1.0}, "gamma: want 0 or more; got -1.0"),
         (
             {"model": "vgg"},
-            "model: want one of lenet300, lenet5, resnet20, resnet32, resnet44, resnet56, resnet110, resnet50; got",
+            "model: want one of lenet300, lenet5, resnet20, resnet32, resnet44, resnet56, resnet110, resnet50, vgg16, ",
         ),
         ({"epochs": 0}, "epochs: want 1 or more; got 0"),
         ({"epochs": 2.5}, "epochs: want a whole number; got 2.5"),
@@ -106,7 +108,9 @@ def test_a_wrong_file_is_one_line(tmp_path, content, line):
 
 
 def test_an_unknown_preset_lists_those_there_are():
-    with pytest.raises(ValueError, match="preset: want one of cifar10, digits, mnist, .* or a YAML file; got 'mnst'"):
+    with pytest.raises(
+        ValueError, match="preset: want one of cifar10, .*, digits, mnist, .* or a YAML file; got 'mnst'"
+    ):
         load_preset("mnst")
     with pytest.raises(FileNotFoundError):
         load_preset("nowhere.yaml")
