@@ -1,6 +1,7 @@
 """How a number of weights is shared out among layers, and which weights a layer then keeps."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,14 @@ def erdos_renyi_kernel(layers: dict[str, nn.Module], density: float) -> dict[str
         whole |= fuller
     counts = {name: float(sizes[name]) if name in whole else scale * raw[name] for name in raw}
     return round_counts(counts, sizes, density)
+
+
+def global_magnitude(layers: dict[str, nn.Module], density: float) -> dict[str, int]:
+    """What each layer has among the round(density * n) largest magnitudes of all layers, but at least one."""
+    sizes = {name: layer.weight.numel() for name, layer in layers.items()}
+    every = torch.cat([layer.weight.detach().abs().flatten() for layer in layers.values()])
+    masks = largest(every, round(density * len(every))).split(list(sizes.values()))
+    return round_counts({name: float(mask.sum()) for name, mask in zip(layers, masks)}, sizes, density)
 
 
 def round_counts(counts: dict[str, float], sizes: dict[str, int], density: float) -> dict[str, int]:
@@ -60,3 +69,7 @@ def cubic(step: int, begin: float, end: float, density: float) -> float:
     """The density of gradual pruning, from 1 at ``begin`` to ``density`` at ``end`` steps (arXiv 1710.01878, equation 1)."""
     progress = min(max((step - begin) / (end - begin), 0.0), 1.0)
     return density + (1 - density) * (1 - progress) ** 3
+
+
+Shares = Literal["uniform", "erk", "global"]
+SHARES = {"uniform": uniform, "erk": erdos_renyi_kernel, "global": global_magnitude}
