@@ -1,5 +1,6 @@
 """Result rows: what was measured, where, with which versions, at which commit."""
 
+import fcntl
 import json
 import platform
 import subprocess
@@ -29,12 +30,19 @@ def append(claim: str, rows: list[dict[str, Any]]) -> Path:
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{claim}.jsonl"
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row | context) + "\n" for row in rows)
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # others may append, too
+        file.truncate(len(_lines(path)))  # a killed process may have left a torn line
+        file.write("".join(json.dumps(row | context) + "\n" for row in rows).encode())
     return path
 
 
 def read(claim: str) -> list[dict[str, Any]]:
-    """All rows of a claim, oldest first; none where it was never measured."""
-    path = RESULTS / f"{claim}.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    """All rows of a claim, oldest first; none where it was never measured. A torn last line is no row."""
+    return [json.loads(line) for line in _lines(RESULTS / f"{claim}.jsonl").splitlines()]
+
+
+def _lines(path: Path) -> bytes:
+    """The file's whole lines."""
+    content = path.read_bytes() if path.exists() else b""
+    return content[: content.rfind(b"\n") + 1]

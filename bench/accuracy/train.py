@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from aswl import DeadLayerError, optim
@@ -73,12 +74,13 @@ def images(folder: Path, split: str) -> tuple[ImageSet, ImageSet]:
 def train(run: Run, folder: Path, device: torch.device) -> dict[str, Any]:
     """Train as the run says, with the data set in ``folder``; what came of it, as plain numbers.
 
-    ``accuracy`` in %, None where training ended early, whose reason ``failed`` then tells; ``kept`` by layer; ``exact``:
-    whether at the end of every epoch as many weights were kept as were asked for then, None where nothing was asked.
+    ``accuracy`` in %, None where training ended early, whose reason ``failed`` then tells; ``kept`` of ``size``: weights
+    of linear layers and convolutions that are not zero at the end, and all of them; ``exact``: whether
+    that is round(density * size); ``densities``: by layer; ``by_epoch``: of all layers at the end of each epoch.
     """
     random.seed(run.seed)
     torch.manual_seed(run.seed)
-    recipe, world = run.recipe, World(device)
+    recipe = run.recipe
     learned, judged = images(folder, run.split)
     mean, std = channel_stats(learned.images)
     shared = {"mean": mean, "std": std, "device": device}
@@ -92,7 +94,7 @@ def train(run: Run, folder: Path, device: torch.device) -> dict[str, Any]:
     method.attach(optimizer)
     warmup = recipe.warmup_epochs * len(batches)
     schedule = LambdaLR(optimizer, lambda step: lr_factor(step, steps, warmup, "cosine"))
-    began, failed, densities = time.perf_counter(), None, []
+    began, failed, by_epoch = time.perf_counter(), None, []
     try:
         for epoch in range(recipe.epochs):
             for x, y in batches.epoch(epoch):
@@ -103,23 +105,27 @@ def train(run: Run, folder: Path, device: torch.device) -> dict[str, Any]:
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-            densities.append(method.density)
+            by_epoch.append(round(method.density, 6))
             if not loss.isfinite():
                 raise FloatingPointError(f"the loss is {loss.item()} after epoch {epoch + 1}")
     except (DeadLayerError, FloatingPointError) as error:
         failed = str(error)
     seconds = time.perf_counter() - began
-    score = None if failed else evaluate(method.finalize(), _in_order(judged, shared), world, recipe.amp)
+    plain = model if failed else method.finalize()
+    weights = {n: m.weight for n, m in plain.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    kept = {name: int(weight.count_nonzero()) for name, weight in weights.items()}
+    size = sum(weight.numel() for weight in weights.values())
+    if not failed:
+        ordered = Batches(judged, EVALUATION_BATCH, train=False, **shared)
+        score = evaluate(plain, ordered, World(device), recipe.amp)
     return {
-        "accuracy": score and round(100 * score.accuracy, 2),
+        "accuracy": None if failed else round(100 * score.accuracy, 2),
         "failed": failed,
-        "density_got": densities[-1] if densities else None,
-        "densities": {name: round(share, 5) for name, share in method.densities().items()},
-        "by_epoch": [round(density, 5) for density in densities],
+        "kept": sum(kept.values()),
+        "size": size,
+        "exact": not failed and sum(kept.values()) == round(run.density * size),
+        "densities": {name: round(kept[name] / weight.numel(), 5) for name, weight in weights.items()},
+        "by_epoch": by_epoch,
         "seconds": round(seconds, 1),
         "threads": torch.get_num_threads(),
     }
-
-
-def _in_order(data: ImageSet, shared: dict[str, Any]) -> Batches:
-    return Batches(data, EVALUATION_BATCH, train=False, **shared)

@@ -1,0 +1,80 @@
+"""Accuracy of sparse training, ours and its peers', on a declared grid; what is finished is not run again.
+
+python -m bench.accuracy --suite mnist [--methods aswl rigl] [--seeds 0 1 2] [--split validation] [--shard 0/2]
+    [--threads 1] [--device cpu] [--data DIR] [--results accuracy] [--output runs/accuracy] [--report]
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from bench import rows
+from bench.accuracy import report
+from bench.accuracy.suites import SUITES, Grid
+from bench.accuracy.train import Run, train
+from bench.baselines import METHODS
+
+
+def finished(grid: Grid, split: str, results: str) -> list[report.Row]:
+    """The newest row of every run of the grid that is done."""
+    newest = {_text(row["run"]): row for row in rows.read(results)}
+    return [newest[key] for run in grid.runs(split) if (key := _text(run.key())) in newest]
+
+
+def run_grid(runs: list[Run], data: Path, device: torch.device, results: str) -> None:
+    """Run what has no row yet; each row is written when it is known."""
+    for run in runs:
+        if _text(run.key()) in {_text(row["run"]) for row in rows.read(results)}:
+            continue
+        row = {"run": run.key()} | train(run, data / run.data, device)
+        rows.append(results, [row])
+        print(
+            f"{run.model} {run.density:.1%} {run.method} seed {run.seed}: {row['accuracy']} in {row['seconds']} s",
+            flush=True,
+        )
+        if row["failed"]:
+            print(f"  failed: {row['failed']}", flush=True)
+
+
+def _text(key: dict) -> str:
+    return json.dumps(key, sort_keys=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--suite", choices=SUITES, required=True)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="only these")
+    parser.add_argument("--models", nargs="+", help="only these of the suite")
+    parser.add_argument("--seeds", type=int, nargs="+", help="only these of the suite")
+    parser.add_argument("--split", choices=("test", "validation"), default="test")
+    parser.add_argument("--shard", default="0/1", help="I/N: every Nth run from the Ith, for N processes side by side")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("ASWL_DATA", "../shared/data")))
+    parser.add_argument("--results", default="accuracy", help="rows go to bench/results/NAME.jsonl")
+    parser.add_argument("--output", type=Path, default=Path("runs") / "accuracy", help="folder of the plots")
+    parser.add_argument("--report", action="store_true", help="run nothing, report what is there")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(args.threads)
+    shard, shards = map(int, args.shard.split("/"))
+    grids = [grid for grid in SUITES[args.suite] if not args.models or grid.model in args.models]
+    runs = [run for grid in grids for run in grid.runs(args.split)]
+    runs = [run for run in runs if not args.methods or run.method in args.methods]
+    runs = [run for run in runs if not args.seeds or run.seed in args.seeds]
+    if not args.report:
+        run_grid(runs[shard::shards], args.data, torch.device(args.device), args.results)
+    args.output.mkdir(parents=True, exist_ok=True)
+    for grid in grids:
+        found = report.cells(finished(grid, args.split, args.results))
+        print(f"\n{report.table(grid, found)}")
+        if any(cell.accuracies for cell in found if cell.density < 1):
+            path = args.output / f"{args.suite}-{grid.model}.svg"
+            report.plot(grid, found, path)
+            print(path)
+
+
+if __name__ == "__main__":
+    main()
