@@ -50,7 +50,9 @@ class Loop:
         self.steps = config.epochs * len(task.train)
         random.seed(config.seed)
         torch.manual_seed(config.seed)
-        self.model = models.build(config.model, task.input_shape, len(task.classes)).to(world.device)
+        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.model = models.build(config.model, task.input_shape, len(task.classes))
+        self.model.to(world.device, memory_format=self.layout)
         self.sparsifier = self._sparsify() if sparse else None
         groups = self._param_groups()
         if config.optimizer == "sgd":
@@ -181,7 +183,7 @@ class Loop:
 
     def _update(self, network: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> None:
         with precision(self.config.amp, self.world.device):
-            loss = F.cross_entropy(network(images), labels)
+            loss = F.cross_entropy(network(images.contiguous(memory_format=self.layout)), labels)
         if self.config.gamma is not None and self.sparsifier:
             loss = loss + self.sparsifier.penalty()
         self.optimizer.zero_grad()

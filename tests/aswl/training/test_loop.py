@@ -147,6 +147,15 @@ def test_bf16_is_close_to_fp32_and_not_the_same(tmp_path):
     assert half[0]["loss"] != full[0]["loss"]
 
 
+def test_channels_last_is_another_layout_of_the_same(tmp_path):
+    options = {"model": "resnet20", "epochs": 1, "log_every": 1}
+    (first, rows), (last, other) = (run_loop(tiny(tmp_path, channels_last=flag, **options)) for flag in (False, True))
+    weights = (loop.model.layer1[0].conv1.weight for loop in (first, last))
+    assert [weight.is_contiguous(memory_format=torch.channels_last) for weight in weights] == [False, True]
+    for row, twin in zip(rows[:3], other):  # rounding grows with the steps
+        assert twin["loss"] == pytest.approx(row["loss"], rel=1e-3)
+
+
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's own doing
 def test_compiled_equals_eager(tmp_path, monkeypatch):
     eager, _ = run_loop(tiny(tmp_path, epochs=1))
