@@ -6,9 +6,12 @@ from typing import Any
 
 from aswl import ASWL
 from bench.baselines.ac_dc import ACDC
+from bench.baselines.asl import ASL
+from bench.baselines.dst import DST
 from bench.baselines.gradual import GradualPruning
 from bench.baselines.method import Method
 from bench.baselines.rigl import RigL
+from bench.baselines.soft_threshold import STR
 from bench.baselines.sparse_evolution import SET
 from bench.baselines.sparse_momentum import SparseMomentum
 from bench.baselines.static import Static
@@ -24,4 +27,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "rigl": RigL,
     "top-kast": TopKAST,
     "ac-dc": ACDC,
+    "str": STR,
+    "dst": DST,
+    "asl": ASL,
 }

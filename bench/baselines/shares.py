@@ -33,10 +33,15 @@ def erdos_renyi_kernel(layers: dict[str, nn.Module], density: float) -> dict[str
 
 def global_magnitude(layers: dict[str, nn.Module], density: float) -> dict[str, int]:
     """What each layer has among the round(density * n) largest magnitudes of all layers, but at least one."""
-    sizes = {name: layer.weight.numel() for name, layer in layers.items()}
-    every = torch.cat([layer.weight.detach().abs().flatten() for layer in layers.values()])
+    return global_scores({name: layer.weight.detach().abs() for name, layer in layers.items()}, density)
+
+
+def global_scores(scores: dict[str, Tensor], density: float) -> dict[str, int]:
+    """What each layer has among the round(density * n) largest scores of all layers, but at least one."""
+    sizes = {name: score.numel() for name, score in scores.items()}
+    every = torch.cat([score.flatten() for score in scores.values()])
     masks = largest(every, round(density * len(every))).split(list(sizes.values()))
-    return round_counts({name: float(mask.sum()) for name, mask in zip(layers, masks)}, sizes, density)
+    return round_counts({name: float(mask.sum()) for name, mask in zip(scores, masks)}, sizes, density)
 
 
 def round_counts(counts: dict[str, float], sizes: dict[str, int], density: float) -> dict[str, int]:
