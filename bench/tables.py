@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 from bench import rows
+from bench.accuracy import report
+from bench.accuracy.suites import SUITES
 from bench.gpu.goals import newest, verdicts
 
 README = Path(__file__).parents[1] / "README.md"
@@ -58,6 +60,28 @@ def kernels(measured: list[dict]) -> list[str]:
     return ["", *(f"| {' | '.join(cells)} |" for cells in lines)] if latest else []
 
 
+def accuracy() -> list[str]:
+    """Ours beside the best peer and the dense twin, for every grid of ``bench.accuracy`` that has rows."""
+    lines = []
+    for suite, grids in SUITES.items():
+        for grid in grids:
+            found = report.cells(report.finished(grid, "test", "accuracy"))
+            dense = [cell for cell in found if cell.density == 1]
+            for density in grid.densities:
+                here = [cell for cell in found if cell.density == density]
+                ours = [cell for cell in here if cell.method == "aswl"]
+                peers = [cell for cell in here if cell.method != "aswl"]
+                if ours and peers:
+                    what = f"`bench.accuracy --suite {suite}`: {grid.model}, {grid.recipe.epochs} epochs"
+                    columns = [report.score(cell) if cell else "-" for cell in (ours[0], peers[0], *dense[:1])]
+                    columns[1] += f" ({peers[0].method}, best of {len(peers)})"
+                    lines.append(f"| {what} | {density:.1%} | {' | '.join(columns)} |")
+    head = (
+        "| the same training for all, test accuracy, % | weights left | ours, mean ± std (seeds) | best peer | dense |"
+    )
+    return ["", head, "|---|---|---|---|---|", *lines] if lines else []
+
+
 def gpu(measured: list[dict]) -> list[str]:
     """What a GPU is asked for and what it gave (``bash bench/gpu.sh``, whose rows.jsonl is kept in results/gpu.jsonl)."""
     head = "| GPU | against | floor | goal | got, at worst | |"
@@ -81,6 +105,7 @@ def table() -> str:
         ours = f"{row['mean']:.2f}{spread}{dense}"
         setting = f"`{row['command']}`, {row['model']}, {row['epochs']} epochs"
         lines.append(f"| {setting} | {left} | {ours} | {len(row['seeds'])} | {PUBLISHED.get(row['preset'], '-')} |")
+    lines += accuracy()
     lines += [
         "",
         "| time of a whole training step (`bench.step`) against the dense twin's | dense | sparse | ratio |",

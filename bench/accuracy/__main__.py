@@ -5,7 +5,6 @@ python -m bench.accuracy --suite mnist [--methods aswl rigl] [--seeds 0 1 2] [--
 """
 
 import argparse
-import json
 import os
 from pathlib import Path
 
@@ -13,21 +12,15 @@ import torch
 
 from bench import rows
 from bench.accuracy import report
-from bench.accuracy.suites import SUITES, Grid
+from bench.accuracy.suites import SUITES
 from bench.accuracy.train import Run, train
 from bench.baselines import METHODS
-
-
-def finished(grid: Grid, split: str, results: str) -> list[report.Row]:
-    """The newest row of every run of the grid that is done."""
-    newest = {_text(row["run"]): row for row in rows.read(results)}
-    return [newest[key] for run in grid.runs(split) if (key := _text(run.key())) in newest]
 
 
 def run_grid(runs: list[Run], data: Path, device: torch.device, results: str) -> None:
     """Run what has no row yet; each row is written when it is known."""
     for run in runs:
-        if _text(run.key()) in {_text(row["run"]) for row in rows.read(results)}:
+        if report.key_text(run.key()) in {report.key_text(row["run"]) for row in rows.read(results)}:
             continue
         row = {"run": run.key()} | train(run, data / run.data, device)
         rows.append(results, [row])
@@ -37,10 +30,6 @@ def run_grid(runs: list[Run], data: Path, device: torch.device, results: str) ->
         )
         if row["failed"]:
             print(f"  failed: {row['failed']}", flush=True)
-
-
-def _text(key: dict) -> str:
-    return json.dumps(key, sort_keys=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -68,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
         run_grid(runs[shard::shards], args.data, torch.device(args.device), args.results)
     args.output.mkdir(parents=True, exist_ok=True)
     for grid in grids:
-        found = report.cells(finished(grid, args.split, args.results))
+        found = report.cells(report.finished(grid, args.split, args.results))
         print(f"\n{report.table(grid, found)}")
         if any(cell.accuracies for cell in found if cell.density < 1):
             path = args.output / f"{args.suite}-{grid.model}.svg"

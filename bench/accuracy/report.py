@@ -1,10 +1,12 @@
 """The table and the plot of a grid, from its rows."""
 
+import json
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench import rows
 from bench.accuracy.suites import Grid, Published
 
 Row = dict[str, Any]
@@ -30,10 +32,10 @@ class Cell(NamedTuple):
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
 
-def cells(rows: Iterable[Row]) -> list[Cell]:
+def cells(measured: Iterable[Row]) -> list[Cell]:
     """Rows of one grid, gathered over seeds; densities in falling order, the best mean first."""
     gathered: dict[tuple[float, str], list[Row]] = {}
-    for row in rows:
+    for row in measured:
         gathered.setdefault((row["run"]["density"], row["run"]["method"]), []).append(row)
     found = []
     for (density, method), members in gathered.items():
@@ -44,22 +46,38 @@ def cells(rows: Iterable[Row]) -> list[Cell]:
     return sorted(found, key=lambda cell: (-cell.density, -cell.mean))
 
 
+def finished(grid: Grid, split: str, results: str) -> list[Row]:
+    """The newest row of every run of the grid that is done."""
+    newest = {key_text(row["run"]): row for row in rows.read(results)}
+    return [newest[key] for run in grid.runs(split) if (key := key_text(run.key())) in newest]
+
+
+def key_text(key: dict[str, Any]) -> str:
+    """The same text for the same run, wherever its key comes from."""
+    return json.dumps(key, sort_keys=True)
+
+
+def score(cell: Cell) -> str:
+    """Mean ± standard deviation (seeds), of the runs that did not fail."""
+    if not cell.accuracies:
+        return "-"
+    spread = "" if cell.spread is None else f" ± {cell.spread:.2f}"
+    return f"{cell.mean:.2f}{spread} ({len(cell.accuracies)})"
+
+
 def table(grid: Grid, found: list[Cell]) -> str:
     """Markdown, a line per density and method: mean ± standard deviation, seeds, failed runs, seconds, published."""
     recipe = grid.recipe
     title = f"{grid.model}, {grid.data}: {recipe.epochs} epochs, batch {recipe.batch_size}, lr {recipe.lr}, "
     title += f"weight decay {recipe.weight_decay}, augment {recipe.augment}, amp {recipe.amp}"
-    lines = [title, "", "| weights left | method | accuracy, % | seeds | failed | density exact | seconds |"]
-    lines.append("|---|---|---|---|---|---|---|")
+    lines = [title, "", "| weights left | method | accuracy, % (seeds) | failed | density exact | seconds |"]
+    lines.append("|---|---|---|---|---|---|")
     for cell in found:
-        spread = "" if cell.spread is None else f" ± {cell.spread:.2f}"
-        accuracy = f"{cell.mean:.2f}{spread}" if cell.accuracies else "-"
         exact = "yes" if cell.exact else "no"
-        seeds = len(cell.accuracies) + cell.failed
         lines.append(
-            f"| {cell.density:.1%} | {cell.method} | {accuracy} | {seeds} | {cell.failed} | {exact} | {cell.seconds:.0f} |"
+            f"| {cell.density:.1%} | {cell.method} | {score(cell)} | {cell.failed} | {exact} | {cell.seconds:.0f} |"
         )
-    lines += [f"| {p.density:.2%} | {p.method}, published: {p.source} | {p.accuracy} | | | | |" for p in grid.published]
+    lines += [f"| {p.density:.2%} | {p.method}, published: {p.source} | {p.accuracy} | | | |" for p in grid.published]
     return "\n".join(lines) + "\n"
 
 

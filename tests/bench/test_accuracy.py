@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench import rows
+from bench import rows, tables
 from bench.accuracy import __main__ as runner
 from bench.accuracy import report
 from bench.accuracy.suites import SUITES, Grid, Published
@@ -105,7 +105,7 @@ def test_training_that_dies_is_a_row(results):
     assert row["accuracy"] is None and row["failed"]
     found = report.cells([{"run": run.key(), **row}])
     assert found[0].failed == 1 and found[0].accuracies == []
-    assert "| - | 1 | 1 |" in report.table(GRID, found)
+    assert "| - | 1 | no |" in report.table(GRID, found)
 
 
 def test_table_gathers_seeds():
@@ -117,7 +117,7 @@ def test_table_gathers_seeds():
     assert [cell.method for cell in found] == ["b", "a"]
     assert found[1].mean == 91 and found[1].spread == pytest.approx(2**0.5)
     text = report.table(replace(GRID, published=(Published("c", 0.1, 95.0, "a paper"),)), found)
-    assert "| 10.0% | a | 91.00 ± 1.41 | 2 | 0 | yes | 2 |" in text
+    assert "| 10.0% | a | 91.00 ± 1.41 (2) | 0 | yes | 2 |" in text
     assert "| 10.00% | c, published: a paper | 95.0 |" in text
 
 
@@ -135,3 +135,10 @@ def test_suites_name_what_there_is():
     for grids in SUITES.values():
         for grid in grids:
             assert grid.methods.keys() <= METHODS.keys()
+
+
+def test_readme_shows_the_best_peer(results):
+    _run(results, "--seeds", "0")
+    (line,) = [line for line in tables.accuracy() if "`bench.accuracy --suite tiny`" in line]
+    scores = {row["run"]["method"]: f"{row['accuracy']:.2f} (1)" for row in rows.read("accuracy")}
+    assert line.endswith(f"| 5.0% | {scores['aswl']} | {scores['gmp-erk']} (gmp-erk, best of 1) | {scores['dense']} |")
