@@ -136,7 +136,7 @@ def sparse_momentum(weights, grads, fraction):
 
 def test_sparse_momentum_shares_out_by_the_momentum_of_weights():
     weights = [[1.0, 2, 3, 4, 5, 0, 0, 0, 0, 0], [1.0, 2, 3, 4, 5, 0, 0, 0, 0, 0]]
-    grads = [[3.0, -3, 3, -3, 3, 9, 1, -8, 2, 7], [1.0, -1, 1, -1, 1, 0, 5, 6, -7, 0]]
+    grads = [[3.0, -3, 3, -3, 3, 9, 1, -8, 2, 7], [1.0, -1, 1, -1, 1, 0, 50, 60, -70, 0]]
     method = sparse_momentum(weights, grads, 0.4001)  # two of each layer go; three come here, one there
     assert method.masks["0"][0].tolist() == [False, False, True, True, True, True, False, True, False, True]
     assert method.masks["1"][0].tolist() == [False, False, True, True, True, False, False, False, True, False]
