@@ -12,8 +12,8 @@ class DropAndGrow(Static):
     """Starts from a random mask; ``every`` so many updates, a part of the weights makes room for others.
 
     A subclass says where weights grow, :meth:`growth`, and may say how many go, :meth:`rate`, which stay,
-    :meth:`survivors`, and what each layer then has, :meth:`counts`. New weights start from zero and without momentum;
-    one that is dropped and grown at once stays as it was.
+    :meth:`survivors`, and what each layer then has, :meth:`counts`. New weights start from zero and without momentum,
+    and count as kept even if no gradient ever moves them; one that is dropped and grown at once stays as it was.
     ``fraction`` of a layer's weights that goes, at first; ``end``: the fraction of training after which masks stay;
     ``every=None``: a hundredth of training, which is once per epoch of a training of 100.
     """
