@@ -114,7 +114,7 @@ def test_set_grows_anywhere():
     for seed in range(60):
         torch.manual_seed(seed)
         method = SET(layers([1.0] * 12), density=0.5, steps=100, every=1, fraction=0.34)
-        grown += prepared(method, [[1.0, 2, 3, -1, -2, -3, 0, 0, 0, 0, 0, 0]], [[1.0] * 12]).masks["0"][0]
+        grown += prepared(method, [[1.0, 2, 3, -4, -5, -6, 0, 0, 0, 0, 0, 0]], [[1.0] * 12]).masks["0"][0]
     assert grown[[1, 2, 4, 5]].tolist() == [60] * 4
     others = grown[[0, 3, *range(6, 12)]]  # 2 of 8 each time
     assert others.sum() == 120 and others.min() >= 5 and others.max() <= 28
