@@ -65,9 +65,14 @@ def round_counts(counts: dict[str, float], sizes: dict[str, int], density: float
 
 def largest(score: Tensor, count: int) -> Tensor:
     """A mask, bool and like ``score``, of exactly the ``count`` largest scores."""
-    mask = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
-    mask[score.flatten().topk(count, sorted=False).indices] = True
-    return mask.view_as(score)
+    return mask_at(score.flatten().topk(count, sorted=False).indices, score)
+
+
+def mask_at(indices: Tensor, like: Tensor) -> Tensor:
+    """A mask, bool and like another tensor, that is True at ``indices`` of the flattened tensor."""
+    mask = torch.zeros(like.numel(), dtype=torch.bool, device=like.device)
+    mask[indices] = True
+    return mask.view(like.shape)
 
 
 def cubic(step: int, begin: float, end: float, density: float) -> float:

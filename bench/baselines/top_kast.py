@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from bench.baselines.method import Method
-from bench.baselines.shares import SHARES, Shares, largest
+from bench.baselines.shares import SHARES, Shares, mask_at
 
 
 class TopKAST(Method):
@@ -60,12 +60,10 @@ class TopKAST(Method):
 
     def choose(self) -> None:
         """Choose A and B, the largest weights."""
-        magnitudes = {name: dense.detach().abs() for name, dense in self.dense.items()}
-        self.a = {name: largest(magnitude, self.used[name]) for name, magnitude in magnitudes.items()}
-        self.b = {
-            name: largest(magnitude.masked_fill(self.a[name], torch.inf), self.learning[name])  # A, whatever the ties
-            for name, magnitude in magnitudes.items()
-        }
+        self.a, self.b = {}, {}
+        for name, dense in self.dense.items():
+            order = dense.detach().abs().flatten().topk(self.learning[name]).indices
+            self.a[name], self.b[name] = mask_at(order[: self.used[name]], dense), mask_at(order, dense)
 
     def apply(self) -> None:
         """Give the model the weights of A, and zeros."""
