@@ -10,33 +10,17 @@ from torch import Tensor, nn
 from aswl_kernels import gate, magnitude_threshold, tuned
 from aswl_kernels._checks import compute_dtype
 from aswl_kernels.break_even import CEILING, SMALLEST, break_even, eligible
+from aswl_kernels.gate import gate_op
 
 
-class _Tie(torch.autograd.Function):
-    """The weight, in a graph that also holds the attention, which gets no gradient."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(weight: Tensor, attention: Tensor) -> Tensor:
-        return weight.view_as(weight)
+class _Steered(torch.autograd.Function):
+    """The weight, or the masked one in its place, in the graph of the weight and of the attention, which gets no gradient."""
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
-
-
-class _Masked(torch.autograd.Function):
-    """The masked weight that the model has made, in the graph of the weight and the attention."""
-
-    @staticmethod
-    def forward(ctx, weight: Tensor, attention: Tensor, masked: Tensor) -> Tensor:
+    def forward(ctx, weight: Tensor, attention: Tensor, masked: Tensor | None) -> Tensor:
         ctx.dtype = weight.dtype
-        return masked.view_as(masked)
+        result = weight if masked is None else masked
+        return result.view_as(result)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -129,13 +113,17 @@ class SparseLayer(nn.Module):
         """Weight, threshold, attention and bias as a masked product with this input takes them."""
         if not self.attention_steered:
             return weight, self.threshold, self.attention, bias
-        given = None if torch.compiler.is_compiling() or self.scaled or products != "dense" else self.masked
-        if given is not None and given.dtype == compute_dtype(input):
-            weight = _Masked.apply(weight, self.attention, given)
-            return weight, None, None, bias if bias is None else bias.to(weight.dtype)
-        if torch.is_grad_enabled():
-            weight = _Tie.apply(weight, self.attention)
-        return weight, self.threshold, self.attention.detach() if self.scaled else None, bias
+        threshold, scale = self.threshold, self.attention.detach() if self.scaled else None
+        compiling = torch.compiler.is_compiling()
+        if not compiling and torch._C._are_functorch_transforms_active():  # where nobody waits for gradients
+            return weight, threshold, scale, bias
+        masked, dtype = None, compute_dtype(weight)
+        plain = products == "dense" and not (compiling or self.scaled) and self.learnable is None
+        if plain and compute_dtype(input) == dtype:
+            given = self.masked is not None and self.masked.dtype == dtype
+            masked = self.masked if given else gate_op(weight.detach(), None, threshold, dtype)
+            threshold, bias = None, bias if bias is None else bias.to(dtype)
+        return _Steered.apply(weight, self.attention, masked), threshold, scale, bias
 
     def note_density(self, density: float) -> None:
         """Spare the layer the count: the density that belongs to its threshold as it is now."""

@@ -44,11 +44,35 @@ def test_only_the_attention_has_no_gradient(kind, scale, products):
     assert arrived == [True]  # what DistributedDataParallel waits for
 
 
+def test_one_node_masks_the_weight_and_holds_the_attention():
+    _, steered, x = pair("conv")
+    node = steered(x).grad_fn.next_functions[1][0]
+    leaves = [after.variable for after, _ in node.next_functions if after is not None]
+    assert len(leaves) == 2 and leaves[0] is steered.weight and leaves[1] is steered.attention
+
+
 def test_without_gradients_nothing_is_tied():
-    _, steered, x = pair("linear")
+    plain, steered, x = pair("linear")
     with torch.no_grad():
-        assert steered._operands(x, steered.weight, None, "dense")[0] is steered.weight
-        assert not steered(x).requires_grad
+        y = steered(x)
+    assert not y.requires_grad and torch.equal(y, plain(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int32])
+def test_an_input_of_another_dtype_is_refused(dtype):
+    _, steered, x = pair("conv")
+    with pytest.raises(ValueError, match="masked_conv2d: want "):
+        steered(x.to(dtype))
+
+
+def test_half_precision_over_wide_weights():
+    plain, steered, x = pair("linear")
+    results = [gradients(layer, x.bfloat16()) for layer in (steered, plain)]
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        results = [gradients(layer, x) for layer in pair("linear")[1::-1]]
+    assert results[0][0].dtype == torch.bfloat16 and results[0][2].dtype == torch.float32
+    torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
 def test_under_transforms():
