@@ -13,7 +13,7 @@ class SparseMomentum(DropAndGrow):
     """Drops the smallest weights of each layer, shares their number out among layers by the mean magnitude of the
     momentum of their weights, and grows where the momentum of pruned weights is largest.
 
-    The momentum is a mean of dense gradients of its own (section 3.1), ``momentum`` of which is kept per update,
+    The momentum is a mean of dense gradients of its own, ``momentum`` of which is kept per update,
     so any optimizer will do. ``fraction``: the paper's prune rate. ``every``: the paper's is once per epoch.
     What a full layer cannot take goes to the others in equal parts.
     """
