@@ -9,7 +9,7 @@ from bench.baselines.learned import LearnedThresholds, Thresholded
 
 
 class SoftThreshold(Thresholded):
-    """sign(w) relu(|w| - g(s)) with one s per layer and g the sigmoid (section 3)."""
+    """sign(w) relu(|w| - g(s)) with one s per layer and g the sigmoid."""
 
     def sparse(self, weight: Tensor) -> Tensor:
         return weight.sign() * F.relu(weight.abs() - self.threshold.sigmoid())
