@@ -36,6 +36,16 @@ class Constant:
         return self.value
 
 
+@dataclass(frozen=True)
+class Root:
+    """The square root of another schedule."""
+
+    of: Schedule
+
+    def __call__(self, step: int) -> float:
+        return self.of(step) ** 0.5
+
+
 def density_schedule(kind: str | Schedule, density: float, steps: int | None) -> Schedule:
     """The schedule of that name from density 1 to ``density``: "cubic" or "linear", over the first 70% of ``steps``,
     or "constant"; a callable is returned as it is. Raises ``ValueError`` for another name or missing steps.
@@ -52,14 +62,17 @@ def density_schedule(kind: str | Schedule, density: float, steps: int | None) ->
     return Polynomial(1.0, density, 0, 0.7 * steps, powers[kind])
 
 
-def gradient_schedule(dense_gradient: float | Schedule | None, steps: int | None) -> Schedule:
-    """The factor of the pruned weights' gradient: a number, a callable, or None for 1 to 0 between 30% and 60% of
-    ``steps`` (1 throughout where those are unknown). Raises ``ValueError`` for a number outside [0, 1].
+def gradient_schedule(dense_gradient: float | Schedule | None, target: Schedule | None) -> Schedule:
+    """The factor of the pruned weights' gradient: a number, a callable, or None for the square root of the density that
+    ``target`` asks for (1 where it is None). Raises ``ValueError`` for a number outside [0, 1].
+
+    With d of the weights kept and gradients alike, the squared steps of all pruned weights, (1 - d) d, are then at most
+    those of all kept ones, d.
     """
     if callable(dense_gradient):
         return dense_gradient
     if dense_gradient is None:
-        return Constant(1.0) if steps is None else Polynomial(1.0, 0.0, 0.3 * steps, 0.6 * steps)
+        return Constant(1.0) if target is None else Root(target)
     if not 0 <= dense_gradient <= 1:
         raise ValueError(f"ASWL: want dense_gradient in [0, 1], a callable or None; got {dense_gradient}")
     return Constant(float(dense_gradient))

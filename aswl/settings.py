@@ -67,11 +67,9 @@ class Settings:
         known = ("scale", "both") if paper else ("band", "scale", "both")
         _check(self.attention_gradient in known, f"attention_gradient one of {known}", self.attention_gradient)
         _check(0 < self.initial_attention <= 1, "initial_attention in (0, 1]", self.initial_attention)
-        if paper:
-            self._default("dense_gradient", 1.0)
-        else:
+        if not paper:
             self._default("target", density_schedule(self.schedule, self.density, self.steps))
-        self._default("pruned_gradient", gradient_schedule(self.dense_gradient, self.steps))
+        self._default("pruned_gradient", gradient_schedule(self.dense_gradient, self.target))
         if self.density == 1 or self.gamma == 0:
             warnings.warn(f"ASWL: density={self.density}, gamma={self.gamma} prunes nothing", stacklevel=4)
 

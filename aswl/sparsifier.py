@@ -42,7 +42,7 @@ class ASWL:
     ``density``) only takes the gradient. ``attention_gradient``: what moves the attentions: "scale" (the paper's),
     "band" (what weights near the threshold are worth, see ``docs/method.md``; default of ``density``) or "both".
     ``dense_gradient``: factor of the pruned weights' gradient, a number or a callable of the step; by default 1 with
-    ``gamma``, and 1 to 0 between 30% and 60% of ``steps`` with ``density``. ``band``: half-width, relative to the
+    ``gamma``, and with ``density`` the square root of the density asked for then. ``band``: half-width, relative to the
     threshold. ``refresh_every``: updates between two refreshes of the thresholds. ``initial_attention``,
     ``penalty_target`` (r) and ``weight_penalty`` (lambda) belong to the paper's loss. ``products``: "sparse" computes
     outputs and input gradients with the kept weights alone, "dense" with masked weights, "fused" masks within the

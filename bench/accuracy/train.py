@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from aswl import DeadLayerError, optim
@@ -20,6 +19,7 @@ from aswl.training.distributed import World
 from aswl.training.evaluate import evaluate, precision
 from aswl.training.loop import lr_factor
 from bench.baselines import METHODS
+from bench.baselines.method import prunable
 
 HELD_OUT = 10_000  # of the training images, the last ones, where options are chosen
 EVALUATION_BATCH = 500
@@ -75,7 +75,7 @@ def train(run: Run, folder: Path, device: torch.device) -> dict[str, Any]:
     """Train as the run says, with the data set in ``folder``; what came of it, as plain numbers.
 
     ``accuracy`` in %, None where training ended early, whose reason ``failed`` then tells; ``kept`` of ``size``: weights
-    of linear layers and convolutions that are not zero at the end, and all of them; ``exact``: whether
+    of all layers that count which are not zero at the end, and all of them; ``exact``: whether
     that is round(density * size); ``densities``: by layer; ``by_epoch``: of all layers at the end of each epoch.
     """
     random.seed(run.seed)
@@ -112,7 +112,7 @@ def train(run: Run, folder: Path, device: torch.device) -> dict[str, Any]:
         failed = str(error)
     seconds = time.perf_counter() - began
     plain = model if failed else method.finalize()
-    weights = {n: m.weight for n, m in plain.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    weights = {name: layer.weight for name, layer in prunable(plain).items()}
     kept = {name: int(weight.count_nonzero()) for name, weight in weights.items()}
     size = sum(weight.numel() for weight in weights.values())
     if not failed:

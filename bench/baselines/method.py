@@ -8,8 +8,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
+def prunable(model: nn.Module) -> dict[str, nn.Module]:
+    """Layers whose weights count, by name: linear ones and convolutions but depthwise ones, as in :class:`aswl.ASWL`."""
+
+    def counts(layer: nn.Module) -> bool:
+        if isinstance(layer, nn.Conv2d):
+            return layer.groups == 1 or layer.weight.shape[1] > 1
+        return isinstance(layer, nn.Linear)
+
+    return {name: layer for name, layer in model.named_modules() if counts(layer)}
+
+
 class Method:
-    """Trains ``model``, in place, with ``density`` of the weights of all its linear layers and convolutions.
+    """Trains ``model``, in place, with ``density`` of the weights of all its :func:`prunable` layers.
 
     ``steps``: optimizer updates of the whole training, which schedules are fractions of. A training loop is that of
     :class:`aswl.ASWL`: give :meth:`param_groups` to an optimizer, :meth:`attach` it, add :meth:`penalty` to the loss.
@@ -20,7 +31,7 @@ class Method:
     def __init__(self, model: nn.Module, *, density: float, steps: int):
         self.model, self.target, self.steps = model, density, steps
         self.step = 0  # updates done
-        self.layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+        self.layers = prunable(model)
         self.sizes = {name: layer.weight.numel() for name, layer in self.layers.items()}
         self.total = sum(self.sizes.values())
 

@@ -33,19 +33,19 @@ def test_density_refuses(kind, steps):
         density_schedule(kind, 0.1, steps)
 
 
-def test_gradient_anneals_between_30_and_60_percent():
-    schedule = gradient_schedule(None, 100)
-    assert [schedule(step) for step in (0, 30, 45, 60, 100)] == pytest.approx([1, 1, 0.5, 0, 0])
+def test_gradient_is_the_root_of_the_density():
+    schedule = gradient_schedule(None, Polynomial(1.0, 0.04, 0, 10))
+    assert [schedule(step) for step in (0, 5, 10, 99)] == pytest.approx([1, 0.52**0.5, 0.2, 0.2])
 
 
 def test_gradient_forms():
     assert gradient_schedule(None, None) == Constant(1.0)
     assert gradient_schedule(0, None) == Constant(0.0)
     ramp = Polynomial(1.0, 0.5, 0, 10)
-    assert gradient_schedule(ramp, 100) is ramp
+    assert gradient_schedule(ramp, Constant(0.1)) is ramp
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5])
 def test_gradient_refuses(value):
     with pytest.raises(ValueError, match=f"got {value}"):
-        gradient_schedule(value, 100)
+        gradient_schedule(value, None)
