@@ -1,7 +1,9 @@
 """SET, sparse evolutionary training (Mocanu et al., arXiv 1707.04780, algorithm 1)."""
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.baselines.drop_and_grow import DropAndGrow
 from bench.baselines.static import random_like
@@ -14,7 +16,12 @@ class SET(DropAndGrow):
     grows as many at random. ``shares``: Erdős-Rényi, equation 1. ``every``: the paper's is once per epoch.
 
     New weights start next to zero: at zero, the many that no gradient reaches would stay there, and not count.
+    ``end``: the paper's masks change until the last epoch, at a constant learning rate; where the rate falls to 0, a
+    third of the weights would then have no time left to learn.
     """
+
+    def __init__(self, model: nn.Module, *, end: float = 0.75, **options: Any):
+        super().__init__(model, end=end, **options)
 
     def rate(self) -> float:
         return self.fraction

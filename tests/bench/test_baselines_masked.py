@@ -80,7 +80,7 @@ def test_rigl_drops_along_a_cosine(step, rate):
 WHEN = {
     "default": (RigL, {}, [100, 200]),
     "options": (RigL, {"every": 30, "end": 0.5}, [30, 60, 90, 120, 150, 180]),
-    "hundredths": (SET, {}, list(range(4, 400, 4))),
+    "hundredths": (SET, {}, list(range(4, 300, 4))),
     "to the end": (SparseMomentum, {"every": 150}, [150, 300]),
 }
 
