@@ -71,6 +71,8 @@ def gradient_schedule(dense_gradient: float | Schedule | None, target: Schedule 
     """
     if callable(dense_gradient):
         return dense_gradient
+    if dense_gradient is None and isinstance(target, Constant):
+        return Constant(target.value**0.5)
     if dense_gradient is None:
         return Constant(1.0) if target is None else Root(target)
     if not 0 <= dense_gradient <= 1:

@@ -40,6 +40,7 @@ def test_gradient_is_the_root_of_the_density():
 
 def test_gradient_forms():
     assert gradient_schedule(None, None) == Constant(1.0)
+    assert gradient_schedule(None, Constant(0.25)) == Constant(0.5)  # one that never changes needs no table
     assert gradient_schedule(0, None) == Constant(0.0)
     ramp = Polynomial(1.0, 0.5, 0, 10)
     assert gradient_schedule(ramp, Constant(0.1)) is ramp
