@@ -73,9 +73,9 @@ def accuracy() -> list[str]:
                 peers = [cell for cell in here if cell.method != "aswl"]
                 if ours and peers:
                     what = f"`bench.accuracy --suite {suite}`: {grid.model}, {grid.recipe.epochs} epochs"
-                    columns = [report.score(cell) if cell else "-" for cell in (ours[0], peers[0], *dense[:1])]
-                    columns[1] += f" ({peers[0].method}, best of {len(peers)})"
-                    lines.append(f"| {what} | {density:.1%} | {' | '.join(columns)} |")
+                    best = f"{report.score(peers[0])} ({peers[0].method}, best of {len(peers)})"
+                    twin = report.score(dense[0]) if dense else "-"
+                    lines.append(f"| {what} | {density:.1%} | {report.score(ours[0])} | {best} | {twin} |")
     head = (
         "| the same training for all, test accuracy, % | weights left | ours, mean ± std (seeds) | best peer | dense |"
     )

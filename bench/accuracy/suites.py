@@ -1,4 +1,4 @@
-"""The grids: which networks, methods, densities and seeds, by which recipe. Options were chosen on validation images."""
+"""The grids: which networks, methods, densities and seeds, by which recipe. Nobody's options are tuned here."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace

@@ -18,11 +18,11 @@ from aswl.training.data import Batches, ImageSet, channel_stats, load
 from aswl.training.distributed import World
 from aswl.training.evaluate import evaluate, precision
 from aswl.training.loop import lr_factor
+from aswl.training.task import for_test
 from bench.baselines import METHODS
 from bench.baselines.method import prunable
 
 HELD_OUT = 10_000  # of the training images, the last ones, where options are chosen
-EVALUATION_BATCH = 500
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def train(run: Run, folder: Path, device: torch.device) -> dict[str, Any]:
     recipe = run.recipe
     learned, judged = images(folder, run.split)
     mean, std = channel_stats(learned.images)
-    shared = {"mean": mean, "std": std, "device": device}
-    batches = Batches(learned, recipe.batch_size, seed=run.seed, train=True, augment=recipe.augment, **shared)
+    options = {"seed": run.seed, "augment": recipe.augment, "mean": mean, "std": std, "device": device}
+    batches = Batches(learned, recipe.batch_size, train=True, **options)
     steps = recipe.epochs * len(batches)
     model = models.build(run.model, learned.input_shape, len(learned.classes))
     model = model.to(device, memory_format=torch.channels_last)
@@ -116,8 +116,8 @@ def train(run: Run, folder: Path, device: torch.device) -> dict[str, Any]:
     kept = {name: int(weight.count_nonzero()) for name, weight in weights.items()}
     size = sum(weight.numel() for weight in weights.values())
     if not failed:
-        ordered = Batches(judged, EVALUATION_BATCH, train=False, **shared)
-        score = evaluate(plain, ordered, World(device), recipe.amp)
+        world = World(device)
+        score = evaluate(plain, for_test(judged, mean, std, world), world, recipe.amp)
     return {
         "accuracy": None if failed else round(100 * score.accuracy, 2),
         "failed": failed,

@@ -2,8 +2,9 @@
 
 from torch import nn
 
+from aswl.schedule import Polynomial
 from bench.baselines.method import Masked
-from bench.baselines.shares import SHARES, Shares, cubic, largest
+from bench.baselines.shares import SHARES, Shares, largest
 
 
 class GradualPruning(Masked):
@@ -24,13 +25,14 @@ class GradualPruning(Masked):
     ):
         super().__init__(model, density=density, steps=steps)
         self.shares, self.every = shares, every
-        self.begin, self.end = begin * steps, end * steps
+        self.begin = begin * steps
+        self.schedule = Polynomial(1.0, density, self.begin, end * steps, 3.0)
 
     def update(self) -> None:
         last = self.step == self.steps  # a short training ends at the density asked for, too
         if self.step < self.begin or (self.step % self.every and not last):
             return
-        density = self.target if last else cubic(self.step, self.begin, self.end, self.target)
+        density = self.target if last else self.schedule(self.step)
         counts = SHARES[self.shares](self.layers, density)
         for name, layer in self.layers.items():
             score = layer.weight.abs().masked_fill(~self.masks[name], -1)  # those that went come last

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from aswl.schedule import Polynomial
 from bench.baselines.method import Method
-from bench.baselines.shares import cubic, global_scores, largest
+from bench.baselines.shares import global_scores, largest
 
 
 class Thresholded(nn.Module):
@@ -54,14 +55,11 @@ class Controller:
     """
 
     def __init__(self, density: float, steps: int, *, end: float, every: int):
-        self.target, self.end, self.every = density, end * steps, every
+        self.every = every
+        self.density = Polynomial(1.0, density, 0, end * steps, 3.0)  # gradual pruning's cubic, then held
 
     def due(self, step: int) -> bool:
         return step % self.every == 0
-
-    def density(self, step: int) -> float:
-        """The density asked for after ``step`` updates: gradual pruning's cubic, then held."""
-        return cubic(step, 0, self.end, self.target)
 
     def pushes(self, margins: list[Tensor], density: float) -> Tensor:
         """The number of pushes, 0-d, that as many weights withstand as ``density`` asks for: half way to the next."""

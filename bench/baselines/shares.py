@@ -75,11 +75,5 @@ def mask_at(indices: Tensor, like: Tensor) -> Tensor:
     return mask.view(like.shape)
 
 
-def cubic(step: int, begin: float, end: float, density: float) -> float:
-    """The density of gradual pruning, from 1 at ``begin`` to ``density`` at ``end`` steps (arXiv 1710.01878, equation 1)."""
-    progress = min(max((step - begin) / (end - begin), 0.0), 1.0)
-    return density + (1 - density) * (1 - progress) ** 3
-
-
 Shares = Literal["uniform", "erk", "global"]
 SHARES = {"uniform": uniform, "erk": erdos_renyi_kernel, "global": global_magnitude}
