@@ -35,14 +35,13 @@ class Masks:
             weight = layers[0]._parameters.get("weight")  # none where it is parametrised
             small = type(weight) is nn.Parameter and weight.device.type in DEVICES and weight.numel() <= LARGEST
             if small and all(layer.last_products in (None, "dense") and layer.learnable is None for layer in layers):
-                kinds.setdefault((weight.device, weight.dtype), []).append(layers)
+                kinds.setdefault((weight.device, weight.dtype, layers[0].firm), []).append(layers)
         for alike in kinds.values():
             if len(alike) > 1:
                 first = [layers[0] for layers in alike]
                 dtype = compute_dtype(first[0].weight)
-                masked = gate_all(
-                    [layer.weight.detach() for layer in first], [layer.threshold for layer in first], dtype
-                )
+                weights, thresholds = [layer.weight.detach() for layer in first], [layer.threshold for layer in first]
+                masked = gate_all(weights, thresholds, dtype, first[0].firm)
                 for layers, weight in zip(alike, masked):
                     _give(layers, weight)
 

@@ -64,7 +64,7 @@ def density_schedule(kind: str | Schedule, density: float, steps: int | None) ->
 
 def gradient_schedule(dense_gradient: float | Schedule | None, target: Schedule | None) -> Schedule:
     """The factor of the pruned weights' gradient: a number, a callable, or None for the square root of the density that
-    ``target`` asks for (1 where it is None). Raises ``ValueError`` for a number outside [0, 1].
+    ``target`` asks for (1 where that is None, too). Raises ``ValueError`` for a number outside [0, 1].
 
     With d of the weights kept and gradients alike, the squared steps of all pruned weights, (1 - d) d, are then at most
     those of all kept ones, d.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from aswl.schedule import Schedule, density_schedule, gradient_schedule
 
 PRODUCTS = ("auto", "dense", "fused", "sparse")
+THRESHOLDINGS = ("firm", "hard")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Settings:
     products: str
     backward_density: float | None
     capturable: bool
+    thresholding: str | None
     target: Schedule | None = field(init=False, default=None)  # density by step; None in the paper's mode
     pruned_gradient: Schedule | None = field(init=False, default=None)  # factor of the pruned weights' gradient by step
 
@@ -57,6 +59,10 @@ class Settings:
             wanted = "backward_density with density= only, from that to 1"
             _check(not paper and least <= self.backward_density <= 1, wanted, self.backward_density)
         _check(self.products in PRODUCTS, f"products one of {PRODUCTS}", self.products)
+        self._default("thresholding", "hard" if paper else "firm")
+        _check(self.thresholding in THRESHOLDINGS, f"thresholding one of {THRESHOLDINGS}", self.thresholding)
+        wanted = "thresholding='hard' with products='fused', whose kernels have no other"
+        _check(self.products != "fused" or not self.firm, wanted, self.thresholding)
         self._default("attention_scale", "paper" if paper else "detached")
         self._default("attention_gradient", "scale" if paper else "band")
         # at a = 1 the slope of (1 - a)^alpha is 0 or infinite unless alpha is 1
@@ -69,9 +75,14 @@ class Settings:
         _check(0 < self.initial_attention <= 1, "initial_attention in (0, 1]", self.initial_attention)
         if not paper:
             self._default("target", density_schedule(self.schedule, self.density, self.steps))
-        self._default("pruned_gradient", gradient_schedule(self.dense_gradient, self.target))
+        self._default("pruned_gradient", gradient_schedule(self.dense_gradient, None if self.firm else self.target))
         if self.density == 1 or self.gamma == 0:
             warnings.warn(f"ASWL: density={self.density}, gamma={self.gamma} prunes nothing", stacklevel=4)
+
+    @property
+    def firm(self) -> bool:
+        """Whether kept weights near the threshold are shrunk."""
+        return self.thresholding == "firm"
 
     @property
     def reads_attentions(self) -> bool:

@@ -41,8 +41,10 @@ class ASWL:
     every layer keeps. ``attention_scale``: "paper" multiplies outputs by the attention, "detached" (default of
     ``density``) only takes the gradient. ``attention_gradient``: what moves the attentions: "scale" (the paper's),
     "band" (what weights near the threshold are worth, see ``docs/method.md``; default of ``density``) or "both".
-    ``dense_gradient``: factor of the pruned weights' gradient, a number or a callable of the step; by default 1 with
-    ``gamma``, and with ``density`` the square root of the density asked for then. ``band``: half-width, relative to the
+    ``thresholding``: "firm" (default of ``density``) lets kept weights fade in, from 0 at the threshold to their own value at
+    1.25 times that (:func:`aswl_kernels.gate`), "hard" (of ``gamma``) multiplies by them as they are.
+    ``dense_gradient``: factor of the pruned weights' gradient, a number or a callable of the step; by default 1, but with
+    ``density`` and a hard threshold the square root of the density asked for then. ``band``: half-width, relative to the
     threshold. ``refresh_every``: updates between two refreshes of the thresholds. ``initial_attention``,
     ``penalty_target`` (r) and ``weight_penalty`` (lambda) belong to the paper's loss. ``products``: "sparse" computes
     outputs and input gradients with the kept weights alone, "dense" with masked weights, "fused" masks within the
@@ -82,6 +84,7 @@ class ASWL:
         backward_density: float | None = None,
         capturable: bool = False,
         guard: bool | None = None,
+        thresholding: str | None = None,
     ):
         self.settings = Settings(
             density,
@@ -101,6 +104,7 @@ class ASWL:
             products,
             backward_density,
             capturable,
+            thresholding,
         )
         if guard and capturable:
             raise ValueError("ASWL: want guard=False with capturable=True, since the guard reads norms on the host")
@@ -118,6 +122,7 @@ class ASWL:
                 layer.attention_scale = self.settings.attention_scale
                 layer.attention_steered = not self.settings.reads_attentions
                 layer.products = self.settings.products
+                layer.firm = self.settings.firm
         if not (self.settings.reads_attentions or entries[0].layers[0].scaled):
             Masks([entry.layers for entry in entries]).attach(self.model)
         self.refresh()
@@ -159,7 +164,7 @@ class ASWL:
             total = self.settings.gamma * (density - self.settings.penalty_target) ** 2
         if self.settings.weight_penalty:
             one = torch.ones(1, device=total.device)
-            sparse = (gate(entry.weight, one, entry.threshold) for entry in self._structure.entries)
+            sparse = (gate(e.weight, one, e.threshold, firm=self.settings.firm) for e in self._structure.entries)
             total = total + self.settings.weight_penalty * torch.stack([w.float().square().sum() for w in sparse]).sum()
         return total
 

@@ -23,6 +23,7 @@ def gate_all_kernel(
     WEIGHT: tl.constexpr,
     THRESHOLD: tl.constexpr,
     LAYERS: tl.constexpr,
+    FIRM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     layer, block = owner(table_ptr, tl.program_id(0).to(tl.int64), layers, LAYERS)
@@ -33,13 +34,15 @@ def gate_all_kernel(
     w_ptr = tl.multiple_of(tl.load(entry + 3 * layers).to(tl.pointer_type(WEIGHT)), 16)
     t = tl.load(tl.load(entry + 4 * layers).to(tl.pointer_type(THRESHOLD))).to(tl.float32)
     if begin + BLOCK <= size:  # without a mask, the accesses are 16 bytes wide
-        tl.store(y_ptr + i, gated(tl.load(w_ptr + i), 1.0, t, False).to(y_ptr.dtype.element_ty))
+        tl.store(y_ptr + i, gated(tl.load(w_ptr + i), 1.0, t, False, FIRM).to(y_ptr.dtype.element_ty))
     else:
         w = tl.load(w_ptr + i, mask=i < size, other=0.0)
-        tl.store(y_ptr + i, gated(w, 1.0, t, False).to(y_ptr.dtype.element_ty), mask=i < size)
+        tl.store(y_ptr + i, gated(w, 1.0, t, False, FIRM).to(y_ptr.dtype.element_ty), mask=i < size)
 
 
-def gate_all(weights: list[Tensor], thresholds: list[Tensor], dtype: torch.dtype | None = None) -> Tensor:
+def gate_all(
+    weights: list[Tensor], thresholds: list[Tensor], dtype: torch.dtype | None = None, firm: bool = False
+) -> Tensor:
     """See :func:`aswl_kernels.gate_all`; weights with gaps or at odd addresses go through copies."""
     memory, begin = weights[0].new_empty(begins(weights)[-1], dtype=dtype or weights[0].dtype), begins(weights)
     kinds: dict[torch.dtype, list[int]] = {}
@@ -63,5 +66,6 @@ def gate_all(weights: list[Tensor], thresholds: list[Tensor], dtype: torch.dtype
                 table = integers([value for row in rows for value in row], memory.device)
                 wide = triton.next_power_of_2(len(layers))
                 grid = (programs[-1],)
-                gate_all_kernel[grid](table, memory, len(layers), **types, LAYERS=wide, BLOCK=BLOCK, num_warps=WARPS)
+                constants = {**types, "LAYERS": wide, "FIRM": firm, "BLOCK": BLOCK}
+                gate_all_kernel[grid](table, memory, len(layers), **constants, num_warps=WARPS)
     return memory

@@ -13,24 +13,28 @@ CHUNK = 16  # blocks of one partial sum: 1e8 weights make 1,526 of them
 
 
 @triton.jit
-def gate_kernel(w_ptr, a_ptr, t_ptr, y_ptr, n, SCALED: tl.constexpr, BLOCK: tl.constexpr):
+def gate_kernel(w_ptr, a_ptr, t_ptr, y_ptr, n, SCALED: tl.constexpr, FIRM: tl.constexpr, BLOCK: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * BLOCK
     t = tl.load(t_ptr).to(tl.float32)
     a = tl.load(a_ptr).to(tl.float32) if SCALED else 1.0
     offsets = tl.max_contiguous(tl.multiple_of(tl.arange(0, BLOCK), 16), 16)
     if i + BLOCK <= n:  # without a mask, the accesses are 16 bytes wide
         w = tl.load(w_ptr + i + offsets)
-        tl.store(y_ptr + i + offsets, gated(w, a, t, SCALED).to(y_ptr.dtype.element_ty))
+        tl.store(y_ptr + i + offsets, gated(w, a, t, SCALED, FIRM).to(y_ptr.dtype.element_ty))
     else:
         w = tl.load(w_ptr + i + offsets, mask=i + offsets < n, other=0.0)
-        y = gated(w, a, t, SCALED).to(y_ptr.dtype.element_ty)
+        y = gated(w, a, t, SCALED, FIRM).to(y_ptr.dtype.element_ty)
         tl.store(y_ptr + i + offsets, y, mask=i + offsets < n)
 
 
 @triton.jit
-def gated(w, a, t, SCALED: tl.constexpr):
-    """a w where abs(w) >= t or w is NaN, rounded to w's dtype."""
-    kept = tl.where(tl.abs(w.to(tl.float32)) < t, 0.0, w.to(tl.float32))
+def gated(w, a, t, SCALED: tl.constexpr, FIRM: tl.constexpr):
+    """a w where abs(w) >= t or w is NaN, shrunk before where FIRM, rounded to w's dtype."""
+    value, magnitude = w.to(tl.float32), tl.abs(w.to(tl.float32))
+    if FIRM:
+        lost = tl.minimum(4 * (1.25 * t - magnitude), t - t / 64)
+        value = tl.where(magnitude < 1.25 * t, tl.where(value < 0, value + lost, value - lost), value)
+    kept = tl.where(magnitude < t, 0.0, value)
     return (a * kept).to(w.dtype) if SCALED else kept.to(w.dtype)
 
 
@@ -51,14 +55,17 @@ def attention_gradient_kernel(g_ptr, w_ptr, t_ptr, sums_ptr, n, CHUNK: tl.conste
     tl.store(sums_ptr + chunk, tl.sum(total))
 
 
-def gate(weight: Tensor, attention: Tensor | None, threshold: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def gate(
+    weight: Tensor, attention: Tensor | None, threshold: Tensor, dtype: torch.dtype | None = None, firm: bool = False
+) -> Tensor:
     """See :func:`aswl_kernels.gate`; strides are the weight's where it has no gaps."""
     y = torch.empty_like(weight, dtype=dtype)
     weight, n = ordered(weight, y), weight.numel()
     if n:
         with on(weight):
             grid = (triton.cdiv(n, BLOCK),)
-            gate_kernel[grid](weight, attention, threshold, y, n, attention is not None, BLOCK, num_warps=WARPS)
+            args = weight, attention, threshold, y, n, attention is not None, firm, BLOCK
+            gate_kernel[grid](*args, num_warps=WARPS)
     return y
 
 

@@ -27,33 +27,34 @@ def masked_conv2d(
     scaled: bool = True,
     products: str = "dense",
     learnable: Tensor | None = None,
+    firm: bool = False,
 ) -> Tensor:
     """``attention * (conv2d(x, sparse) + bias)``, sparse being the weight where ``abs(weight) >= threshold``, else 0.
 
     ``x``: [N, C, H, W] or [C, H, W], contiguous or channels_last; ``weight``: [out, C / groups, height, width];
     ``bias``: [out]; the geometry as in ``torch.nn.functional.conv2d``. Scalars, dtypes, autocast, gradients, ``scaled``,
-    ``products`` and ``learnable`` as in :func:`masked_linear`; but the gradient of the weight is always computed whole,
+    ``products``, ``learnable`` and ``firm`` as in :func:`masked_linear`; but the gradient of the weight is always computed whole,
     and with "sparse" that of x densely where the stride is not 1 or the padding above ``dilation * (kernel - 1)``.
     Raises ``ValueError`` on another dtype, shape, device or geometry.
     """
     op = "masked_conv2d"
     x = to_autocast(x)
     check_operands(op, x, weight, bias)
-    check_scalars(op, weight, threshold, attention, learnable, products)
+    check_scalars(op, weight, threshold, attention, learnable, products, firm)
     batch, *geometry = prepare(op, x, weight.shape, stride, padding, dilation, groups)
     if threshold is None:
         y = F.conv2d(batch, weight, bias if bias is None else bias.to(x.dtype), *geometry, groups)
         return y.squeeze(0) if x.dim() == 3 else y
-    packed = kept(op, weight, threshold, attention if scaled else None, products)
+    packed = kept(op, weight, threshold, attention if scaled else None, products, firm)
     args = (batch, weight, threshold, attention, bias, *geometry, groups, scaled)
     if packed:
-        y = _KeptConv2d.apply(*args, learnable, *packed)
+        y = _KeptConv2d.apply(*args, learnable, firm, *packed)
     elif products == "fused" and weight.numel() > 0:
-        y = _FusedConv2d.apply(*args, learnable)
+        y = _FusedConv2d.apply(*args, learnable, False)
     elif learnable is None:  # PyTorch's own product, which keeps the masked weight for the backward
-        y = reference.masked_conv2d(*args, gate=Gate.apply)
+        y = reference.masked_conv2d(*args, firm=firm, gate=Gate.apply)
     else:
-        y = _MaskedConv2d.apply(*args, learnable)
+        y = _MaskedConv2d.apply(*args, learnable, firm)
     return y.squeeze(0) if x.dim() == 3 else y
 
 
@@ -63,14 +64,15 @@ class _MaskedConv2d(torch.autograd.Function):
     vmap = vmap_by(reference.masked_conv2d)
 
     @staticmethod
-    def forward(x, weight, threshold, attention, bias, stride, padding, dilation, groups, scaled, learnable):
+    def forward(x, weight, threshold, attention, bias, stride, padding, dilation, groups, scaled, learnable, firm):
         attention = attention if scaled else None
-        return _by_gate(x, weight, threshold, attention, bias, stride, padding, dilation, groups)
+        return _by_gate(x, weight, threshold, attention, bias, stride, padding, dilation, groups, firm=firm)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:5], *inputs[10:])
+        ctx.save_for_backward(*inputs[:5], inputs[10], *inputs[12:])
         *ctx.geometry, ctx.scaled = inputs[5:10]
+        ctx.firm = inputs[11]
 
     @staticmethod
     def backward(ctx, grad):
@@ -84,7 +86,7 @@ class _MaskedConv2d(torch.autograd.Function):
         dense_x, needs_bias_sum = needs_x and not sparse_x, bias is not None and (needs_bias or needs_attention)
         needs = [dense_x, needs_weight or needs_attention, needs_bias_sum]
         # where x wants no gradient, its values do not matter
-        folded = unfold(saved, ctx.scaled, x.dtype) if dense_x else weight.to(x.dtype)
+        folded = unfold(ctx, saved, x.dtype) if dense_x else weight.to(x.dtype)
         x_grad, folded_grad, bias_grad = torch.ops.aten.convolution_backward.default(
             grad, x, folded, weight.shape[:1], stride, padding, dilation, False, [0, 0], groups, needs
         )
@@ -93,14 +95,14 @@ class _MaskedConv2d(torch.autograd.Function):
         if folded_grad is not None:
             folded_grad = restrict(folded_grad, weight, learnable)
         gradients = unfold_gradients(ctx, saved, folded_grad, bias_grad if needs[2] else None)
-        return x_grad if needs_x else None, *gradients, None, None, None, None, None, None, *(None for _ in packed)
+        return x_grad if needs_x else None, *gradients, *(None,) * 7, *(None for _ in packed)
 
 
 class _FusedConv2d(_MaskedConv2d):
     """One operator per product, and so one kernel where there is one."""
 
     @staticmethod
-    def forward(x, weight, threshold, attention, bias, stride, padding, dilation, groups, scaled, learnable):
+    def forward(x, weight, threshold, attention, bias, stride, padding, dilation, groups, scaled, learnable, firm):
         attention = attention if scaled else None
         return _masked_conv2d(x, weight, threshold, attention, bias, stride, padding, dilation, groups)
 
@@ -120,21 +122,23 @@ class _FusedConv2d(_MaskedConv2d):
         if bias is not None and (needs_bias or needs_attention):
             wide = torch.promote_types(grad.dtype, torch.float32)  # the attention's share is not rounded before
             bias_grad = grad.sum((0, 2, 3), dtype=wide)
-        return x_grad, *with_bias(ctx, saved, weight_grad, total, bias_grad), *(None,) * 6
+        return x_grad, *with_bias(ctx, saved, weight_grad, total, bias_grad), *(None,) * 7
 
 
 class _KeptConv2d(_MaskedConv2d):
     """From the pieces of the packed weight; not for transforms."""
 
     @staticmethod
-    def forward(x, weight, threshold, attention, bias, stride, padding, dilation, groups, scaled, learnable, *packed):
+    def forward(
+        x, weight, threshold, attention, bias, stride, padding, dilation, groups, scaled, learnable, firm, *packed
+    ):
         folded = reference.folded_bias(bias, attention if scaled else None, x.dtype)
         return sparse_conv2d_op(x, *packed, weight.shape, folded, stride, padding, dilation, groups)
 
 
-def _by_gate(*args) -> Tensor:
+def _by_gate(*args, firm: bool = False) -> Tensor:
     """PyTorch's product of the weight that the gate's operator masks."""
-    return reference.masked_conv2d(*args, gate=gate_values)
+    return reference.masked_conv2d(*args, firm=firm, gate=gate_values)
 
 
 _GEOMETRY = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups"

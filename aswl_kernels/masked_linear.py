@@ -24,6 +24,7 @@ def masked_linear(
     scaled: bool = True,
     products: str = "dense",
     learnable: Tensor | None = None,
+    firm: bool = False,
 ) -> Tensor:
     """``attention * (x @ sparse.T + bias)``, sparse being the weight where ``abs(weight) >= threshold``, else 0.
 
@@ -39,7 +40,8 @@ def masked_linear(
     "sparse": y and the gradient of x by the kept weights alone, which are packed on each call (the gradient of the
     weight is dense all the same); dense too under a compiler or a transform. A second derivative is PyTorch's.
     ``learnable``: one element, not above the threshold, None meaning 0: the gradient of the weight is 0 where
-    ``abs(weight) < learnable``, and where few weights are left only theirs is computed (not fused, eagerly, on a CPU).
+    ``abs(weight) < learnable``, and where few weights are left only theirs is computed (not fused, eagerly, on a CPU). ``firm``: what is kept is shrunk near the threshold, see
+    :func:`gate` (not fused).
     Raises ``ValueError`` on another dtype, shape or device.
     """
     op = "masked_linear"
@@ -47,18 +49,18 @@ def masked_linear(
     check_operands(op, x, weight, bias)
     want(weight.dim() == 2, op, "weight [out, in]", weight)
     want(x.dim() >= 1 and x.shape[-1] == weight.shape[1], op, f"x [..., {weight.shape[1]}]", x, weight)
-    check_scalars(op, weight, threshold, attention, learnable, products)
+    check_scalars(op, weight, threshold, attention, learnable, products, firm)
     if threshold is None:
         return F.linear(x, weight, bias if bias is None else bias.to(x.dtype))
-    packed = kept(op, weight, threshold, attention if scaled else None, products)
+    packed = kept(op, weight, threshold, attention if scaled else None, products, firm)
     args = (x, weight, threshold, attention, bias, scaled)
     if packed:
-        return _KeptLinear.apply(*args, learnable, *packed)
+        return _KeptLinear.apply(*args, learnable, firm, *packed)
     if products == "fused":
-        return _FusedLinear.apply(*args, learnable)
+        return _FusedLinear.apply(*args, learnable, False)
     if learnable is None:  # PyTorch's own product, which keeps the masked weight for the backward
-        return reference.masked_linear(*args, gate=Gate.apply)
-    return _MaskedLinear.apply(*args, learnable)
+        return reference.masked_linear(*args, firm=firm, gate=Gate.apply)
+    return _MaskedLinear.apply(*args, learnable, firm)
 
 
 PRODUCTS = ("dense", "fused", "sparse")
@@ -71,22 +73,26 @@ def check_scalars(
     attention: Tensor | None,
     learnable: Tensor | None,
     products: str,
+    firm: bool,
 ) -> None:
-    """Each, where given, has one element; a weight without threshold is only multiplied."""
+    """Each, where given, has one element; a weight without threshold is only multiplied; fused thresholds are hard."""
     for name, scalar in (("threshold", threshold), ("attention", attention), ("learnable", learnable)):
         if scalar is not None:
             check_scalar(op, name, scalar, weight)
+    want(not (firm and products == "fused"), op, "firm=False with products 'fused'", firm)
     alone = attention is None and learnable is None and products == "dense"
     wanted = "a threshold, or neither attention nor learnable, and products 'dense'"
     want(threshold is not None or alone, op, wanted, threshold, attention, learnable, products)
 
 
-def kept(op: str, weight: Tensor, threshold: Tensor, attention: Tensor | None, products: str) -> tuple[Tensor, ...]:
+def kept(
+    op: str, weight: Tensor, threshold: Tensor, attention: Tensor | None, products: str, firm: bool
+) -> tuple[Tensor, ...]:
     """The pieces of the packed weight where the products are to be sparse; otherwise none."""
     want(products in PRODUCTS, op, f"products one of {PRODUCTS}", products)
     if products != "sparse" or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return ()
-    return pack_op(*(t if t is None else t.detach() for t in (weight, threshold, attention)))
+    return pack_op(*(t if t is None else t.detach() for t in (weight, threshold, attention)), firm)
 
 
 class _MaskedLinear(torch.autograd.Function):
@@ -95,13 +101,13 @@ class _MaskedLinear(torch.autograd.Function):
     vmap = vmap_by(reference.masked_linear)
 
     @staticmethod
-    def forward(x, weight, threshold, attention, bias, scaled, learnable):
-        return _by_gate(x, weight, threshold, attention if scaled else None, bias)
+    def forward(x, weight, threshold, attention, bias, scaled, learnable, firm):
+        return _by_gate(x, weight, threshold, attention if scaled else None, bias, firm=firm)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:5], *inputs[6:])  # packed, where the products are sparse
-        ctx.scaled = inputs[5]
+        ctx.save_for_backward(*inputs[:5], inputs[6], *inputs[8:])  # packed, where the products are sparse
+        ctx.scaled, ctx.firm = inputs[5], inputs[7]
 
     @staticmethod
     def backward(ctx, grad):
@@ -113,19 +119,19 @@ class _MaskedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0] and packed and not torch.is_grad_enabled():
             x_grad = sparse_linear_op(grad, *adjoint_op(*packed, weight.shape, 1), None)
         elif ctx.needs_input_grad[0]:
-            x_grad = grad @ unfold(saved, ctx.scaled, grad.dtype)
+            x_grad = grad @ unfold(ctx, saved, grad.dtype)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
             folded_grad = _learnable_gradient(rows, inputs, weight, learnable)
         if bias is not None and (ctx.needs_input_grad[4] or ctx.needs_input_grad[3]):
             bias_grad = rows.sum(0)
-        return x_grad, *unfold_gradients(ctx, saved, folded_grad, bias_grad), None, None, *(None for _ in packed)
+        return x_grad, *unfold_gradients(ctx, saved, folded_grad, bias_grad), None, None, None, *(None for _ in packed)
 
 
 class _FusedLinear(_MaskedLinear):
     """One operator per product, and so one kernel where there is one."""
 
     @staticmethod
-    def forward(x, weight, threshold, attention, bias, scaled, learnable):
+    def forward(x, weight, threshold, attention, bias, scaled, learnable, firm):
         return _masked_linear(x, weight, threshold, attention if scaled else None, bias)
 
     @staticmethod
@@ -144,14 +150,14 @@ class _FusedLinear(_MaskedLinear):
         if bias is not None and (needs_bias or needs_attention):
             wide = torch.promote_types(grad.dtype, torch.float32)  # the attention's share is not rounded before
             bias_grad = torch.atleast_2d(grad).flatten(0, -2).sum(0, dtype=wide)
-        return x_grad, *with_bias(ctx, saved, weight_grad, total, bias_grad), None, None
+        return x_grad, *with_bias(ctx, saved, weight_grad, total, bias_grad), None, None, None
 
 
 class _KeptLinear(_MaskedLinear):
     """From the pieces of the packed weight; not for transforms."""
 
     @staticmethod
-    def forward(x, weight, threshold, attention, bias, scaled, learnable, *packed):
+    def forward(x, weight, threshold, attention, bias, scaled, learnable, firm, *packed):
         return sparse_linear_op(x, *packed, reference.folded_bias(bias, attention if scaled else None, x.dtype))
 
 
@@ -172,11 +178,11 @@ def restrict(grad: Tensor, weight: Tensor, learnable: Tensor | None) -> Tensor:
     return grad if learnable is None else grad.masked_fill(weight.abs().float() < learnable.float(), 0)
 
 
-def unfold(saved: tuple[Tensor | None, ...], scaled: bool, dtype: torch.dtype) -> Tensor:
+def unfold(ctx, saved: tuple[Tensor | None, ...], dtype: torch.dtype) -> Tensor:
     """The folded weight as ``dtype``, made again for a backward from its (x, weight, threshold, attention, bias)."""
     _, weight, threshold, attention, _ = saved
     op = reference.gate if torch.is_grad_enabled() else gate_op  # a second derivative goes through PyTorch's operators
-    return op(weight, attention if scaled else None, threshold, dtype)
+    return op(weight, attention if ctx.scaled else None, threshold, dtype, firm=ctx.firm)
 
 
 def unfold_gradients(
@@ -185,12 +191,12 @@ def unfold_gradients(
     """Gradients of (weight, threshold, attention, bias) from those of the folded weight and the folded bias.
 
     ``saved`` and ``ctx.needs_input_grad`` are those of a function of (x, weight, threshold, attention, bias, ...);
-    ``ctx.scaled`` tells whether the attention's value enters.
+    ``ctx.scaled`` tells whether the attention's value enters, ``ctx.firm`` which threshold it is.
     """
     _, weight, threshold, attention, _ = saved
     weight_grad = total = None
     if ctx.needs_input_grad[3]:
-        total = attention_gradient(folded_grad, weight, attention, threshold)
+        total = attention_gradient(folded_grad, weight, attention, threshold, ctx.firm)
     if ctx.needs_input_grad[1]:
         scaled = attention is not None and ctx.scaled
         weight_grad = (attention.reshape(1) * folded_grad if scaled else folded_grad).to(weight.dtype)
@@ -217,9 +223,9 @@ def with_bias(
     return weight_grad if needs_weight else None, None, attention_grad, bias_grad if needs_bias else None
 
 
-def _by_gate(*args) -> Tensor:
+def _by_gate(*args, firm: bool = False) -> Tensor:
     """PyTorch's product of the weight that the gate's operator masks; (x, weight, threshold, attention, bias)."""
-    return reference.masked_linear(*args, gate=gate_values)
+    return reference.masked_linear(*args, firm=firm, gate=gate_values)
 
 
 _masked_linear = define(

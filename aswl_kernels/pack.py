@@ -55,20 +55,22 @@ class PackedWeight:
         return PackedWeight(self.values.to(device), self.columns.to(device), self.offsets.to(device), self.shape)
 
 
-def pack(weight: Tensor, threshold: Tensor | None = None, attention: Tensor | None = None) -> PackedWeight:
-    """The nonzeros of ``gate(weight, attention, threshold)``, without that tensor being made, as compressed rows.
+def pack(
+    weight: Tensor, threshold: Tensor | None = None, attention: Tensor | None = None, firm: bool = False
+) -> PackedWeight:
+    """The nonzeros of ``gate(weight, attention, threshold, firm=firm)``, without that tensor being made, as compressed rows.
 
     ``weight``: floating [out, ...], two or more dimensions; ``threshold``, ``attention``: one element each (0-d or [1]),
     None meaning 0 and 1. Kept is what is not 0 and not below the threshold, compared in fp32; a NaN is, -0.0 is not.
     What is kept stays, even where the attention makes it 0. The values are differentiable with respect to the weight,
-    at the kept positions, and not to the attention. Raises ``ValueError`` on another dtype, shape or device.
+    straight-through, at the kept positions, and not to the attention. Raises ``ValueError`` on another dtype, shape or device.
     """
     want(weight.dtype in FLOATING and weight.dim() >= 2, "pack", "a floating weight [out, ...]", weight)
     want(weight[0].numel() < 2**31 if len(weight) else True, "pack", "rows of fewer than 2**31 elements", weight)
     for name, scalar in (("threshold", threshold), ("attention", attention)):
         if scalar is not None:
             check_scalar("pack", name, scalar, weight)
-    return trust(PackedWeight(*_Pack.apply(weight, threshold, attention), weight.shape))
+    return trust(PackedWeight(*_Pack.apply(weight, threshold, attention, firm), weight.shape))
 
 
 def unpack(packed: PackedWeight) -> Tensor:
@@ -92,8 +94,8 @@ def gather(dense: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
 
 class _Pack(torch.autograd.Function):
     @staticmethod
-    def forward(weight, threshold, attention):
-        return pack_op(weight, threshold, attention)
+    def forward(weight, threshold, attention, firm):
+        return pack_op(weight, threshold, attention, firm)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -107,7 +109,7 @@ class _Pack(torch.autograd.Function):
         columns, offsets, attention = ctx.saved_tensors
         if attention is not None:
             grad = (attention.detach().reshape(1) * grad).to(grad.dtype)
-        return scatter(grad, columns, offsets, ctx.shape), None, None
+        return scatter(grad, columns, offsets, ctx.shape), None, None, None
 
 
 class _Unpack(torch.autograd.Function):
@@ -127,7 +129,7 @@ class _Unpack(torch.autograd.Function):
 
 
 def _fake_pack(
-    weight: Tensor, threshold: Tensor | None = None, attention: Tensor | None = None
+    weight: Tensor, threshold: Tensor | None = None, attention: Tensor | None = None, firm: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     nonzeros = torch.library.get_ctx().new_dynamic_size()
     columns = weight.new_empty(nonzeros, dtype=torch.int32)
@@ -139,7 +141,7 @@ def _fake_unpack(values: Tensor, columns: Tensor, offsets: Tensor, shape: list[i
 
 
 pack_op = define(
-    "pack(Tensor weight, Tensor? threshold=None, Tensor? attention=None) -> (Tensor, Tensor, Tensor)",
+    "pack(Tensor weight, Tensor? threshold=None, Tensor? attention=None, bool firm=False) -> (Tensor, Tensor, Tensor)",
     reference.pack,
     _fake_pack,
 )

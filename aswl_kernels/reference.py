@@ -46,23 +46,39 @@ def gate(
     threshold: Tensor,
     dtype: torch.dtype | None = None,
     scaled: bool = True,
+    firm: bool = False,
 ) -> Tensor:
     """attention * weight where abs(weight) >= threshold, else 0; None means 1, and so does the value if not ``scaled``;
-    as ``dtype``, None meaning the weight's.
+    as ``dtype``, None meaning the weight's. Where ``firm``, what is kept is shrunk first.
     """
     if attention is not None and not scaled:
         attention = attention - attention.detach() + 1
     kept = ~(weight.abs().float() < threshold.float())  # so that a NaN is kept
-    sparse = weight - weight.masked_fill(kept, 0).detach()
+    lost = weight.masked_fill(kept, 0)
+    if firm:
+        lost = lost + shrinkage(weight, threshold).where(kept, 0)
+    sparse = (weight - lost.detach()).to(weight.dtype)
     if attention is not None:
         sparse = (attention.reshape(1) * sparse).to(weight.dtype)  # a fp32 [1] attention promotes: rounded once
     return sparse.reshape(weight.shape).to(dtype or weight.dtype)  # 0-d again where it was
 
 
-def attention_gradient(grad: Tensor, weight: Tensor, attention: Tensor, threshold: Tensor) -> Tensor:
+def shrinkage(weight: Tensor, threshold: Tensor) -> Tensor:
+    """What a firm threshold t takes from a kept weight, in fp32 or wider: 5 t - 4 abs(w) below 1.25 t, with w's sign.
+
+    So values grow from 0 at t to w at 1.25 t; but no more than 63/64 of t are taken, that what is kept is not 0.
+    """
+    w = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    t = threshold.float().to(w.dtype)
+    return torch.minimum(4 * (1.25 * t - w.abs()), t - t / 64).copysign(w).where(w.abs() < 1.25 * t, 0)
+
+
+def attention_gradient(
+    grad: Tensor, weight: Tensor, attention: Tensor, threshold: Tensor, firm: bool = False
+) -> Tensor:
     """sum(grad * sparse) in fp32 or wider, as the attention is."""
     wide = torch.promote_types(weight.dtype, torch.float32)
-    total = (grad.to(wide) * gate(weight, None, threshold).to(wide)).sum()
+    total = (grad.to(wide) * gate(weight, None, threshold, firm=firm).to(wide)).sum()
     return total.to(attention.dtype).reshape(attention.shape)
 
 
@@ -74,11 +90,12 @@ def masked_linear(
     bias: Tensor | None = None,
     scaled: bool = True,
     learnable: Tensor | None = None,
+    firm: bool = False,
     gate: Callable = gate,
 ) -> Tensor:
     """attention * (x @ sparse.T + bias), the product in x's dtype; the attention's value is 1 unless ``scaled``."""
     weight = _learning(weight, learnable)
-    return F.linear(x, *_folded(x, weight, threshold, attention, bias, scaled, gate))
+    return F.linear(x, *_folded(x, weight, threshold, attention, bias, scaled, firm, gate))
 
 
 def masked_linear_input_gradient(grad: Tensor, weight: Tensor, threshold: Tensor, attention: Tensor | None) -> Tensor:
@@ -118,11 +135,12 @@ def masked_conv2d(
     groups: int,
     scaled: bool = True,
     learnable: Tensor | None = None,
+    firm: bool = False,
     gate: Callable = gate,
 ) -> Tensor:
     """attention * (conv2d(x, sparse) + bias), the product in x's dtype; the attention's value is 1 unless ``scaled``."""
     weight = _learning(weight, learnable)
-    folded = _folded(x, weight, threshold, attention, bias, scaled, gate)
+    folded = _folded(x, weight, threshold, attention, bias, scaled, firm, gate)
     return F.conv2d(x, *folded, stride, padding, dilation, groups)
 
 
@@ -181,13 +199,13 @@ def _learning(weight: Tensor, learnable: Tensor | None) -> Tensor:
     return weight.detach().where(weight.abs().float() < learnable.float(), weight)
 
 
-def _folded(x, weight, threshold, attention, bias, scaled, gate):
+def _folded(x, weight, threshold, attention, bias, scaled, firm, gate):
     """The sparse weight and the bias, both scaled by the attention, in x's dtype."""
     if bias is not None and attention is not None:  # nothing of it is pruned
-        bias = gate(bias, attention, torch.zeros_like(threshold), x.dtype, scaled)
+        bias = gate(bias, attention, torch.zeros_like(threshold), x.dtype, scaled, False)
     elif bias is not None:
         bias = bias.to(x.dtype)
-    return gate(weight, attention, threshold, x.dtype, scaled), bias
+    return gate(weight, attention, threshold, x.dtype, scaled, firm), bias
 
 
 def folded_bias(bias: Tensor | None, attention: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -303,9 +321,11 @@ def _finish(weights, thresholds, copies, statistics):
 
 
 def pack(
-    weight: Tensor, threshold: Tensor | None = None, attention: Tensor | None = None
+    weight: Tensor, threshold: Tensor | None = None, attention: Tensor | None = None, firm: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compressed rows of weight [out, ...]: what is kept and not 0, scaled; int32 columns, int64 row offsets [out + 1]."""
+    """Compressed rows of weight [out, ...]: what is kept and not 0, shrunk where ``firm``, scaled; int32 columns, int64 row
+    offsets [out + 1].
+    """
     rows = weight.flatten(1)
     kept = rows != 0  # a NaN is nonzero
     if threshold is not None:
@@ -314,6 +334,8 @@ def pack(
     offsets = torch.zeros(len(rows) + 1, dtype=torch.int64, device=weight.device)
     offsets[1:] = kept.sum(1).cumsum(0)
     values = rows[row, column]
+    if firm and threshold is not None:
+        values = (values - shrinkage(values, threshold)).to(weight.dtype)
     if attention is not None:
         values = (attention.reshape(1) * values).to(weight.dtype)
     return values, column.to(torch.int32), offsets

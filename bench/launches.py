@@ -33,10 +33,14 @@ def _gate() -> dict[str, Launch]:
         "gate, fp32": partial(gate_triton.gate, weight, one, one),
         "gate, fp32 to bf16, attention 1": partial(gate_triton.gate, weight, None, one, BF16),
         "gate, bf16": partial(gate_triton.gate, weight.to(BF16), one, one),
+        "gate, fp32 to bf16, attention 1, firm": partial(gate_triton.gate, weight, None, one, BF16, True),
         "attention_gradient, fp32": partial(gradient, weight),
         "attention_gradient, bf16 over fp32": partial(gradient, weight.to(BF16)),
         "gate_all, fp32, 20 layers": partial(gate_all_triton.gate_all, [weight] * 20, [one] * 20),
         "gate_all, fp32 to bf16, 20 layers": partial(gate_all_triton.gate_all, [weight] * 20, [one] * 20, BF16),
+        "gate_all, fp32 to bf16, 20 layers, firm": partial(
+            gate_all_triton.gate_all, [weight] * 20, [one] * 20, BF16, True
+        ),
     }
 
 

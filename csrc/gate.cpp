@@ -1,19 +1,23 @@
-// gate: attention * weight where abs(weight) >= threshold, else 0; one read, one write.
+// gate: attention * weight where abs(weight) >= threshold, else 0, shrunk before where firm; one read, one write.
 // attention_gradient: sum(grad * sparse), the same for any number of threads.
 #include "vec.h"
 
-KERNEL(template <class T, class A> void gate(const T* weight, T* y, int64_t n, A attention, float threshold))
+KERNEL(template <class T, class A> void gate(const T* weight, T* y, int64_t n, A attention, float threshold, bool firm))
 KERNEL(template <class G, class T> double kept_product(const G* grad, const T* weight, int64_t n, float threshold))
 
 #ifdef ISA
 namespace ISA {
 
-template <class T, class A> void gate(const T* weight, T* y, int64_t n, A attention, float threshold) {
-  for (int64_t i = 0; i < n; i++) {
-    A w = widen(weight[i]);
-    A kept = __builtin_fabsf(float(w)) < threshold ? 0 : w;  // a NaN is not below: it is kept
-    narrow(attention * kept, y + i);
-  }
+template <class T, class A>
+void gate(const T* weight, T* y, int64_t n, A attention, float threshold, bool firm) {
+  auto each = [&](auto value) {
+    for (int64_t i = 0; i < n; i++) {
+      A w = widen(weight[i]);
+      A kept = __builtin_fabsf(float(w)) < threshold ? 0 : value(w);  // a NaN is not below: it is kept
+      narrow(attention * kept, y + i);
+    }
+  };
+  firm ? each([=](A w) { return shrunk(w, threshold); }) : each([](A w) { return w; });
 }
 
 // Blocks are summed in lanes of the wider type, their sums in fp64.
@@ -39,8 +43,8 @@ template <class G, class T> double kept_product(const G* grad, const T* weight, 
 }
 
 #define INSTANTIATE(T, A)                                                     \
-  template void gate(const T*, T*, int64_t, double, float);                   \
-  template void gate(const T*, T*, int64_t, float, float);                    \
+  template void gate(const T*, T*, int64_t, double, float, bool);             \
+  template void gate(const T*, T*, int64_t, float, float, bool);              \
   template double kept_product(const double*, const T*, int64_t, float);      \
   template double kept_product(const float*, const T*, int64_t, float);       \
   template double kept_product(const bf16*, const T*, int64_t, float);        \
@@ -54,7 +58,7 @@ EACH_DTYPE(INSTANTIATE)
 static constexpr int64_t CHUNK = 1 << 15;  // of one sum: fixed, so that the threads do not enter the result
 
 static Tensor gate(const Tensor& weight, std::optional<Tensor> attention, const Tensor& threshold,
-                   std::optional<ScalarType> dtype) {
+                   std::optional<ScalarType> dtype, bool firm) {
   auto w = weight.numel() == 0 || dense(weight) ? weight : torch::stable::clone(weight);
   auto y = torch::stable::empty_like(w);
   double a = attention ? number(*attention) : 1;
@@ -65,9 +69,9 @@ static Tensor gate(const Tensor& weight, std::optional<Tensor> attention, const 
     auto to = out<decltype(type)>(y);
     parallel_for(0, w.numel(), 1 << 16, [&](int64_t begin, int64_t end) {
       if (wide || sizeof(type) == 8) {
-        PICK(gate(from + begin, to + begin, end - begin, a, t));
+        PICK(gate(from + begin, to + begin, end - begin, a, t, firm));
       } else {
-        PICK(gate(from + begin, to + begin, end - begin, float(a), t));
+        PICK(gate(from + begin, to + begin, end - begin, float(a), t, firm));
       }
     });
   });

@@ -3,7 +3,7 @@
 #include "vec.h"
 
 KERNEL(template <class T> int64_t collect_row(const T* row, int64_t n, float threshold, T* values, int32_t* columns))
-KERNEL(template <class T, class A> void scale_values(const T* values, int64_t n, A attention, T* scaled))
+KERNEL(template <class T, class A> void scale_values(const T* values, int64_t n, A attention, float firm, T* scaled))
 
 #ifdef ISA
 namespace ISA {
@@ -42,14 +42,15 @@ template <class T> int64_t collect_row(const T* row, int64_t n, float threshold,
   return found;
 }
 
-template <class T, class A> void scale_values(const T* values, int64_t n, A attention, T* scaled) {
-  for (int64_t i = 0; i < n; i++) narrow(attention * widen(values[i]), scaled + i);
+// ``firm``: a firm threshold, or 0.
+template <class T, class A> void scale_values(const T* values, int64_t n, A attention, float firm, T* scaled) {
+  for (int64_t i = 0; i < n; i++) narrow(attention * shrunk<A>(widen(values[i]), firm), scaled + i);
 }
 
 #define INSTANTIATE(T, A)                                                        \
   template int64_t collect_row(const T*, int64_t, float, T*, int32_t*); \
-  template void scale_values(const T*, int64_t, double, T*);            \
-  template void scale_values(const T*, int64_t, float, T*);
+  template void scale_values(const T*, int64_t, double, float, T*);     \
+  template void scale_values(const T*, int64_t, float, float, T*);
 EACH_DTYPE(INSTANTIATE)
 
 }  // namespace ISA
@@ -83,7 +84,7 @@ template <class T> struct Collected {
 };
 
 std::tuple<Tensor, Tensor, Tensor> pack(const Tensor& weight, const std::optional<Tensor>& threshold,
-                                        const std::optional<Tensor>& attention) {
+                                        const std::optional<Tensor>& attention, bool firm) {
   auto dense = torch::stable::contiguous(weight);
   int64_t rows = weight.size(0), n = rows ? weight.numel() / rows : 0;
   float t = threshold ? float(number(*threshold)) : 0;
@@ -119,12 +120,13 @@ std::tuple<Tensor, Tensor, Tensor> pack(const Tensor& weight, const std::optiona
         int64_t first = offset[rows * p / parts];
         if (mine.size == 0) continue;
         memcpy(column + first, mine.columns, mine.size * sizeof(int32_t));
-        if (!attention || a == 1) {
+        float limit = firm ? t : 0;
+        if (a == 1 && limit == 0) {
           memcpy(value + first, mine.values, mine.size * sizeof(T));
         } else if (wide || sizeof(T) == 8) {
-          PICK(scale_values(mine.values, mine.size, a, value + first));
+          PICK(scale_values(mine.values, mine.size, a, limit, value + first));
         } else {
-          PICK(scale_values(mine.values, mine.size, float(a), value + first));
+          PICK(scale_values(mine.values, mine.size, float(a), limit, value + first));
         }
       }
     });

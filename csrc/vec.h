@@ -114,6 +114,13 @@ static inline void narrow(float v, fp16* y) {
 static inline void narrow(double v, bf16* y) { narrow(float(v), y); }
 static inline void narrow(double v, fp16* y) { narrow(float(v), y); }
 
+// What a firm threshold t leaves of a weight that it keeps: it grows from t / 64 at t to the weight itself at 1.25 t (reference.shrinkage).
+template <class A> static inline A shrunk(A w, float threshold) {
+  A t = threshold, size = w < 0 ? -w : w, end = A(1.25) * t, lost = 4 * (end - size), most = t - t / 64;
+  lost = lost < most ? lost : most;
+  return size < end ? (w < 0 ? w + lost : w - lost) : w;
+}
+
 template <class A> static inline Vec<A> load(const A* p) { return *reinterpret_cast<const VecAnywhere<A>*>(p); }
 template <class A> static inline void store(A* p, Vec<A> v) { *reinterpret_cast<VecAnywhere<A>*>(p) = v; }
 

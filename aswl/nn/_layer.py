@@ -35,7 +35,8 @@ class SparseLayer(nn.Module):
     :class:`aswl.ASWL` sets it. Both stay fp32 or wider, whatever dtype the module is moved to.
     ``attention_scale``: "paper" multiplies the output by the attention, "detached" by 1 and leaves the attention the
     same gradient. ``attention_steered``: someone else sets the attention's gradient, and none is computed; it stays in
-    the graph, so that whoever waits for all parameters' gradients does not wait in vain. ``products``: "dense", "sparse"
+    the graph, so that whoever waits for all parameters' gradients does not wait in vain. ``firm``: kept weights near the
+    threshold act smaller, see :func:`aswl_kernels.gate`. ``products``: "dense", "sparse"
     (y and the input gradient by the kept weights alone), "fused" (mask and product in one kernel), or "auto": what was
     measured to be faster, on a CPU sparse or dense at the layer's density (:func:`aswl_kernels.break_even`), elsewhere
     fused or dense for its shape (:mod:`aswl_kernels.tuned`).
@@ -46,6 +47,7 @@ class SparseLayer(nn.Module):
     dense_type: type[nn.Module]  # the parent
     attention_scale = "paper"
     attention_steered = False
+    firm = False
     products = "auto"
     masked: Tensor | None = None
     positions: int | None = None  # products per sample and weight, seen in the last eager forward
@@ -86,13 +88,14 @@ class SparseLayer(nn.Module):
         """Turn this layer itself into the ordinary one; ``weight=False`` where a tied weight is folded already."""
         scale = self.attention if self.scaled else torch.ones_like(self.attention)
         if weight:
-            self.weight.copy_(gate(self.weight, scale, self.threshold))
+            self.weight.copy_(gate(self.weight, scale, self.threshold, firm=self.firm))
         if self.bias is not None:
             self.bias.mul_(scale)
         del self.attention, self.threshold, self.learnable
         for name in (
             "attention_scale",
             "attention_steered",
+            "firm",
             "products",
             "positions",
             "last_products",
@@ -121,7 +124,7 @@ class SparseLayer(nn.Module):
         plain = products == "dense" and not (compiling or self.scaled) and self.learnable is None
         if plain and compute_dtype(input) == dtype:
             given = self.masked is not None and self.masked.dtype == dtype
-            masked = self.masked if given else gate_op(weight.detach(), None, threshold, dtype)
+            masked = self.masked if given else gate_op(weight.detach(), None, threshold, dtype, self.firm)
             threshold, bias = None, bias if bias is None else bias.to(dtype)
         return _Steered.apply(weight, self.attention, masked), threshold, scale, bias
 
@@ -133,7 +136,7 @@ class SparseLayer(nn.Module):
         """The ``products`` of ``op(input, weight, ..., *geometry)``."""
         products = self.products
         if products == "auto" and tuned.decides(input):
-            products = tuned.products(op.__name__, input, self.weight, *geometry)
+            products = "dense" if self.firm else tuned.products(op.__name__, input, self.weight, *geometry)
         elif products == "auto":
             products = self._by_density(op, input, *geometry)
         if not torch.compiler.is_compiling():

@@ -24,7 +24,7 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
         geometry = self.stride, padding, self.dilation, self.groups
         products = self._choose(masked_conv2d, input, *geometry)
         operands = self._operands(input, weight, bias, products)
-        y = masked_conv2d(input, *operands, *geometry, self.scaled, products, self.learnable)
+        y = masked_conv2d(input, *operands, *geometry, self.scaled, products, self.learnable, self.firm)
         if not torch.compiler.is_compiling():
             self.positions = y.shape[-2:].numel()
         return y

@@ -21,4 +21,4 @@ class SparseLinear(SparseLayer, nn.Linear):
             self.positions = input.shape[1:-1].numel()
         products = self._choose(masked_linear, input)
         operands = self._operands(input, self.weight, self.bias, products)
-        return masked_linear(input, *operands, self.scaled, products, self.learnable)
+        return masked_linear(input, *operands, self.scaled, products, self.learnable, self.firm)

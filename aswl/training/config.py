@@ -38,6 +38,8 @@ class TrainConfig:
     """Optimizer steps between two refreshes of the thresholds."""
     products: Literal["dense", "sparse", "fused", "auto"] = "dense"
     """How layers multiply: by masked or kept weights, in one kernel, or as measured faster (this decides the rounding)."""
+    thresholding: Literal["firm", "hard"] | None = None
+    """Whether kept weights near the threshold fade in (not with fused products); None is the method's default."""
     attention_lr: float | None = None
     """Learning rate of the attentions; None is the method's default."""
     epochs: int = 20

@@ -163,6 +163,7 @@ class Loop:
             exclude=config.exclude,
             refresh_every=config.refresh_every,
             products=config.products,
+            thresholding=config.thresholding,
         )
 
     def _param_groups(self) -> Iterable[dict[str, Any]]:

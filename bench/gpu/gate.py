@@ -11,27 +11,28 @@ FP32, BF16 = torch.float32, torch.bfloat16
 
 def measure(run: Run) -> None:
     n = run.pick(100_000_000, 5_000)
-    for source, target in ((FP32, FP32), (FP32, BF16), (BF16, BF16)):
-        name = "1e8 " + " to ".join(str(dtype).removeprefix("torch.") for dtype in (source, target))
+    for source, target, firm in ((FP32, FP32, False), (FP32, BF16, False), (BF16, BF16, False), (FP32, BF16, True)):
+        name = "1e8 " + " to ".join(str(dtype).removeprefix("torch.") for dtype in (source, target)) + ", firm" * firm
         with run.case(name):
-            masked(run, name, n, source, target)
+            masked(run, name, n, source, target, firm)
     with run.case("attention_gradient, 1e8"):
         gradient(run, n)
 
 
 @torch.no_grad()
-def masked(run: Run, name: str, n: int, source: torch.dtype, target: torch.dtype) -> None:
+def masked(run: Run, name: str, n: int, source: torch.dtype, target: torch.dtype, firm: bool) -> None:
     weight, attention = run.randn(n, dtype=source), torch.tensor([0.7], device=run.device)
     args = weight, attention, torch.tensor(0.7, device=run.device), target
     with poisoned():
-        got = gate(*args)
-    want = reference.gate(*args)
-    check(name, got, want, reference.gate(weight.double(), *args[1:3]), slack=run.pick(1e-6, 1e-2))
+        got = gate(*args, firm=firm)
+    want = reference.gate(*args, firm=firm)
+    exact = reference.gate(weight.double(), *args[1:3], firm=firm)
+    check(name, got, want, exact, slack=run.pick(1e-6, 1e-2))
     compiled = torch.compile(reference.gate, backend=run.pick("inductor", "eager"))
     variants = {
-        "ours": lambda: gate(*args),
-        "eager": lambda: reference.gate(*args),
-        "compiled": lambda: compiled(*args),
+        "ours": lambda: gate(*args, firm=firm),
+        "eager": lambda: reference.gate(*args, firm=firm),
+        "compiled": lambda: compiled(*args, firm=firm),
     }
     run.row(name, run.times(variants), "ours", "compiled", bytes=dict.fromkeys(variants, weight.nbytes + want.nbytes))
 

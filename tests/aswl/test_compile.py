@@ -65,7 +65,7 @@ def test_compiled_once_and_like_eager(backend, method, device):
 
 def test_compiled_with_products_of_one_kernel(triton_device):
     torch._dynamo.reset()
-    method = {"density": 0.1, "steps": 2, "products": "fused"}
+    method = {"density": 0.1, "steps": 2, "products": "fused", "thresholding": "hard"}
     model, _, step = training(triton_device, "aot_eager", **method)
     twin, _, eager_step = training(triton_device, **method)
     step(0), eager_step(0)

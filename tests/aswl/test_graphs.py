@@ -32,6 +32,7 @@ METHODS = {
         "dense_gradient": lambda step: 1 / (1 + min(step, STEPS)),
         "attention_scale": "paper",
     },
+    "budget, hard": {"density": 0.2, "steps": STEPS, "thresholding": "hard"},
     "constant": {"density": 0.1, "schedule": "constant", "dense_gradient": 0.25},
     "superset": {"density": 0.1, "steps": STEPS, "backward_density": 0.4},
     "paper": {"gamma": 0.5},
@@ -129,7 +130,7 @@ def test_replays_are_the_steps(method, optimizer, device):
 @pytest.mark.parametrize("name, products", [("sgd", "fused"), ("adamw", "dense")])
 def test_replays_of_single_launches_are_the_steps(name, products, triton_device):
     """The same where Triton's kernels serve: their launchers, too, must leave nothing to Python."""
-    method = METHODS["budget"] | {"products": products}
+    method = METHODS["budget"] | {"products": products, "thresholding": "hard"}
     graph = Training(method, OPTIMIZERS[name], triton_device, capturable=True)
     eager = Training(method, OPTIMIZERS[name], triton_device, guard=False)
     graph.capture_after(WARMUP, launchers=True)

@@ -25,6 +25,8 @@ import aswl
         ({"density": 0.1, "steps": 5, "dense_gradient": 2}, r"dense_gradient in \[0, 1\].*got 2"),
         ({"density": 0.1, "steps": 5, "attention_scale": "half"}, "'paper' or 'detached'; got 'half'"),
         ({"density": 0.1, "steps": 5, "attention_gradient": "none"}, "attention_gradient one of .*got 'none'"),
+        ({"density": 0.1, "steps": 5, "thresholding": "soft"}, "thresholding one of .*'firm', 'hard'.*got 'soft'"),
+        ({"density": 0.1, "steps": 5, "products": "fused"}, "thresholding='hard' with products='fused'.*got 'firm'"),
         ({"gamma": 1.0, "attention_gradient": "band"}, "attention_gradient one of .*got 'band'"),
         ({"gamma": 1.0, "initial_attention": 1.5}, "initial_attention in .*got 1.5"),
         ({"gamma": 1.0, "weight_penalty": -1}, "weight_penalty >= 0; got -1"),
@@ -49,6 +51,19 @@ def test_a_refused_option_leaves_the_model_alone():
 def test_warns_when_nothing_will_be_pruned(options):
     with pytest.warns(UserWarning, match="prunes nothing"):
         aswl.ASWL(nn.Linear(4, 4), **options)
+
+
+def test_thresholds_are_firm_under_a_budget_and_hard_in_the_paper():
+    def layer(**options):
+        model = nn.Linear(4, 4)
+        sparsifier = aswl.ASWL(model, **options)
+        return model.firm, sparsifier.settings.pruned_gradient(3)
+
+    budget = {"density": 0.25, "schedule": "constant"}
+    assert layer(**budget) == (True, 1.0)
+    assert layer(**budget, thresholding="hard") == (False, 0.5)
+    assert layer(gamma=1.0) == (False, 1.0)
+    assert layer(gamma=1.0, thresholding="firm") == (True, 1.0)
 
 
 def test_paper_mode_starts_where_the_exponent_has_a_slope():

@@ -167,6 +167,20 @@ def test_band_adds_to_the_paper_gradient():
     assert not torch.allclose(layer.attention.grad, own, rtol=1e-3)
 
 
+@pytest.mark.parametrize("thresholding", ["firm", "hard"])
+@pytest.mark.parametrize("products", ["dense", "sparse"])
+def test_the_trained_network_is_the_one_that_is_handed_over(thresholding, products):
+    model = net()
+    sparsifier, optimizer = follow(model, density=0.1, steps=10, thresholding=thresholding, products=products)
+    train(model, sparsifier, optimizer, 12)
+    plain, (x, _) = sparsifier.finalize(), batch()
+    torch.testing.assert_close(plain.eval()(x), model.eval()(x))
+    assert sum(int(plain[i].weight.count_nonzero()) for i in (0, 4, 5)) == sparsifier.summary().kept
+    weight, threshold = plain[4].weight.detach(), model[4].threshold
+    nearest = weight[weight != 0].abs().min()  # the one at the threshold
+    torch.testing.assert_close(nearest, threshold / 64 if thresholding == "firm" else threshold)
+
+
 def test_dense_gradient_scales_only_pruned_weights():
     model = net()
     _, optimizer = follow(model, density=0.25, schedule="constant", dense_gradient=0.25)
@@ -243,7 +257,9 @@ def test_finalize_gives_an_ordinary_model():
     assert type(model[0]) is SparseConv2d
     train(model, sparsifier, optimizer, 1)  # and the trained one goes on
     one = torch.ones(1)
-    torch.testing.assert_close(sparsifier.finalize()[4].weight, gate(model[4].weight, one, model[4].threshold))
+    torch.testing.assert_close(
+        sparsifier.finalize()[4].weight, gate(model[4].weight, one, model[4].threshold, firm=True)
+    )
 
 
 def test_finalize_warns_of_a_dense_or_unfinished_model():
