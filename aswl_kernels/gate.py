@@ -22,13 +22,15 @@ def gate(
 
     ``firm``: a firm threshold (Gao and Bruce, "WaveShrink with firm shrinkage", 1997): what is kept has magnitude
     ``5 (abs(weight) - t)`` below ``1.25 t``, where no more than 63/64 of t are taken, that it is not 0: weights that come and
-    go are small, while those of ``1.25 t`` and more are as they are. Raises ``ValueError`` on another dtype, shape or device.
+    go are small, while those of ``1.25 t`` and more are as they are.
+
+    Raises ``ValueError`` on another dtype, shape or device.
     """
     want(weight.dtype in FLOATING, "gate", "a floating weight", weight)
     check_scalar("gate", "attention", attention, weight)
     check_scalar("gate", "threshold", threshold, weight)
     want(dtype is None or dtype in FLOATING, "gate", "a floating dtype", dtype)
-    return Gate.apply(weight, attention, threshold, dtype, True, firm)
+    return Gate.apply(weight, attention, threshold, dtype, firm, True)
 
 
 class Gate(torch.autograd.Function):
@@ -37,12 +39,12 @@ class Gate(torch.autograd.Function):
     vmap = vmap_by(reference.gate)
 
     @staticmethod
-    def forward(weight, attention, threshold, dtype, scaled, firm):
+    def forward(weight, attention, threshold, dtype, firm, scaled):
         return gate_op(weight, attention if scaled else None, threshold, dtype, firm)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, _, ctx.scaled, ctx.firm = inputs
+        *tensors, _, ctx.firm, ctx.scaled = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
@@ -69,23 +71,17 @@ def attention_gradient(
 
 
 def gate_values(
-    weight: Tensor, attention: Tensor | None, threshold: Tensor, dtype: torch.dtype, _: bool, firm: bool
+    weight: Tensor, attention: Tensor | None, threshold: Tensor, dtype: torch.dtype, firm: bool, _: bool
 ) -> Tensor:
     """The operator in the place of the reference's gate, where gradients, and so ``scaled``, are no concern."""
     return gate_op(weight, attention, threshold, dtype, firm)
 
 
-def _values(
-    weight: Tensor, attention: Tensor | None, threshold: Tensor, dtype: torch.dtype | None = None, firm: bool = False
-) -> Tensor:
-    return reference.gate(weight, attention, threshold, dtype, firm=firm)
-
-
 gate_op = define(
     "gate(Tensor weight, Tensor? attention, Tensor threshold, ScalarType? dtype=None, bool firm=False) -> Tensor",
-    _values,
+    reference.gate,
 )
-serve("gate", "gate_triton", _values)
+serve("gate", "gate_triton", reference.gate)
 _attention_gradient = define(
     "attention_gradient(Tensor grad, Tensor weight, Tensor attention, Tensor threshold) -> Tensor",
     reference.attention_gradient,

@@ -19,9 +19,9 @@ def gate_all(
     """Each weight where ``abs(weight) >= threshold``, else 0, as :func:`gate` with attention 1, in one launch on a GPU.
 
     ``weights``: L floating tensors of one dtype on one device; ``thresholds``: one element each, there; ``dtype``: of the
-    results, floating, None meaning the weights'; ``firm``: as in :func:`gate`. The results are parts of one piece of memory, with the weights' shapes,
-    and their strides where those leave no gaps. Not differentiable. Raises ``ValueError`` on another dtype, shape or
-    device.
+    results, floating, None meaning the weights'; ``firm``: as in :func:`gate`. The results are parts of one piece of
+    memory, with the weights' shapes, and their strides where those leave no gaps. Not differentiable. Raises
+    ``ValueError`` on another dtype, shape or device.
     """
     op = "gate_all"
     want(len(weights) == len(thresholds), op, f"{len(weights)} thresholds, one per weight", len(thresholds))

@@ -33,8 +33,8 @@ def masked_conv2d(
 
     ``x``: [N, C, H, W] or [C, H, W], contiguous or channels_last; ``weight``: [out, C / groups, height, width];
     ``bias``: [out]; the geometry as in ``torch.nn.functional.conv2d``. Scalars, dtypes, autocast, gradients, ``scaled``,
-    ``products``, ``learnable`` and ``firm`` as in :func:`masked_linear`; but the gradient of the weight is always computed whole,
-    and with "sparse" that of x densely where the stride is not 1 or the padding above ``dilation * (kernel - 1)``.
+    ``products``, ``learnable`` and ``firm`` as in :func:`masked_linear`; but the gradient of the weight is always computed
+    whole, and with "sparse" that of x densely where the stride is not 1 or the padding above ``dilation * (kernel - 1)``.
     Raises ``ValueError`` on another dtype, shape, device or geometry.
     """
     op = "masked_conv2d"

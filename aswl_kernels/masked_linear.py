@@ -40,8 +40,8 @@ def masked_linear(
     "sparse": y and the gradient of x by the kept weights alone, which are packed on each call (the gradient of the
     weight is dense all the same); dense too under a compiler or a transform. A second derivative is PyTorch's.
     ``learnable``: one element, not above the threshold, None meaning 0: the gradient of the weight is 0 where
-    ``abs(weight) < learnable``, and where few weights are left only theirs is computed (not fused, eagerly, on a CPU). ``firm``: what is kept is shrunk near the threshold, see
-    :func:`gate` (not fused).
+    ``abs(weight) < learnable``, and where few weights are left only theirs is computed (not fused, eagerly, on a CPU).
+    ``firm``: what is kept is shrunk near the threshold, see :func:`gate` (not with "fused").
     Raises ``ValueError`` on another dtype, shape or device.
     """
     op = "masked_linear"

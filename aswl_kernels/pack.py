@@ -58,12 +58,13 @@ class PackedWeight:
 def pack(
     weight: Tensor, threshold: Tensor | None = None, attention: Tensor | None = None, firm: bool = False
 ) -> PackedWeight:
-    """The nonzeros of ``gate(weight, attention, threshold, firm=firm)``, without that tensor being made, as compressed rows.
+    """The nonzeros of ``gate(weight, attention, threshold, firm=firm)`` as compressed rows, without that tensor being made.
 
     ``weight``: floating [out, ...], two or more dimensions; ``threshold``, ``attention``: one element each (0-d or [1]),
     None meaning 0 and 1. Kept is what is not 0 and not below the threshold, compared in fp32; a NaN is, -0.0 is not.
     What is kept stays, even where the attention makes it 0. The values are differentiable with respect to the weight,
-    straight-through, at the kept positions, and not to the attention. Raises ``ValueError`` on another dtype, shape or device.
+    straight-through, at the kept positions, and not to the attention. Raises ``ValueError`` on another dtype, shape or
+    device.
     """
     want(weight.dtype in FLOATING and weight.dim() >= 2, "pack", "a floating weight [out, ...]", weight)
     want(weight[0].numel() < 2**31 if len(weight) else True, "pack", "rows of fewer than 2**31 elements", weight)

@@ -45,8 +45,8 @@ def gate(
     attention: Tensor | None,
     threshold: Tensor,
     dtype: torch.dtype | None = None,
-    scaled: bool = True,
     firm: bool = False,
+    scaled: bool = True,
 ) -> Tensor:
     """attention * weight where abs(weight) >= threshold, else 0; None means 1, and so does the value if not ``scaled``;
     as ``dtype``, None meaning the weight's. Where ``firm``, what is kept is shrunk first.
@@ -202,10 +202,10 @@ def _learning(weight: Tensor, learnable: Tensor | None) -> Tensor:
 def _folded(x, weight, threshold, attention, bias, scaled, firm, gate):
     """The sparse weight and the bias, both scaled by the attention, in x's dtype."""
     if bias is not None and attention is not None:  # nothing of it is pruned
-        bias = gate(bias, attention, torch.zeros_like(threshold), x.dtype, scaled, False)
+        bias = gate(bias, attention, torch.zeros_like(threshold), x.dtype, False, scaled)
     elif bias is not None:
         bias = bias.to(x.dtype)
-    return gate(weight, attention, threshold, x.dtype, scaled, firm), bias
+    return gate(weight, attention, threshold, x.dtype, firm, scaled), bias
 
 
 def folded_bias(bias: Tensor | None, attention: Tensor | None, dtype: torch.dtype) -> Tensor | None:

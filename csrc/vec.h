@@ -114,7 +114,8 @@ static inline void narrow(float v, fp16* y) {
 static inline void narrow(double v, bf16* y) { narrow(float(v), y); }
 static inline void narrow(double v, fp16* y) { narrow(float(v), y); }
 
-// What a firm threshold t leaves of a weight that it keeps: it grows from t / 64 at t to the weight itself at 1.25 t (reference.shrinkage).
+// What a firm threshold t leaves of a weight that it keeps: from t / 64 at t to the weight itself at 1.25 t
+// (reference.shrinkage).
 template <class A> static inline A shrunk(A w, float threshold) {
   A t = threshold, size = w < 0 ? -w : w, end = A(1.25) * t, lost = 4 * (end - size), most = t - t / 64;
   lost = lost < most ? lost : most;
