@@ -1,5 +1,7 @@
 """backward_density: gradients for a superset of the kept weights only (Top-KAST)."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -43,8 +45,9 @@ def test_the_gradient_is_that_of_the_largest_weights_the_budget_shared_as_the_ke
         assert sum(map(torch.sum, learning)) == max(
             round(WIDER * total), round(sparsifier.settings.target(done) * total)
         )
-    ratios = [some.sum() / keep for keep, some in zip(kept, learning) if not some.all()]
-    assert len(ratios) > 1 and max(ratios) < 1.05 * min(ratios)
+    pairs = [(keep, int(some.sum())) for keep, some in zip(kept, learning) if not some.all()]
+    least, most = (max((s - 1) / (k + 1) for k, s in pairs), min((s + 1) / (k - 1) for k, s in pairs))
+    assert len(pairs) > 1 and least < most  # one ratio, up to the rounding of both counts
 
 
 def test_at_density_1_nothing_changes():
@@ -59,7 +62,7 @@ def test_a_resumed_run_has_the_same_gradients():
         step()
     again, other, resumed, next_step = training()
     again.load_state_dict(model.state_dict())
-    resumed.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # torch would share its tensors
     other.load_state_dict(sparsifier.state_dict())
     for _ in range(3):
         for got, want in zip(next_step(), step(), strict=True):

