@@ -50,7 +50,7 @@ def masked_conv2d(
     if packed:
         y = _KeptConv2d.apply(*args, learnable, firm, *packed)
     elif products == "fused" and weight.numel() > 0:
-        y = _FusedConv2d.apply(*args, learnable, False)
+        y = _FusedConv2d.apply(*args, learnable, firm)
     elif learnable is None:  # PyTorch's own product, which keeps the masked weight for the backward
         y = reference.masked_conv2d(*args, firm=firm, gate=Gate.apply)
     else:

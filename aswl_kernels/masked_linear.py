@@ -57,7 +57,7 @@ def masked_linear(
     if packed:
         return _KeptLinear.apply(*args, learnable, firm, *packed)
     if products == "fused":
-        return _FusedLinear.apply(*args, learnable, False)
+        return _FusedLinear.apply(*args, learnable, firm)
     if learnable is None:  # PyTorch's own product, which keeps the masked weight for the backward
         return reference.masked_linear(*args, firm=firm, gate=Gate.apply)
     return _MaskedLinear.apply(*args, learnable, firm)

@@ -2,22 +2,20 @@
 // attention_gradient: sum(grad * sparse), the same for any number of threads.
 #include "vec.h"
 
-KERNEL(template <class T, class A> void gate(const T* weight, T* y, int64_t n, A attention, float threshold, bool firm))
+KERNEL(template <class T, class A> void gate(const T* weight, T* y, int64_t n, A attention, float threshold, float firm))
 KERNEL(template <class G, class T> double kept_product(const G* grad, const T* weight, int64_t n, float threshold))
 
 #ifdef ISA
 namespace ISA {
 
+// ``firm``: the threshold again where it is firm, or 0.
 template <class T, class A>
-void gate(const T* weight, T* y, int64_t n, A attention, float threshold, bool firm) {
-  auto each = [&](auto value) {
-    for (int64_t i = 0; i < n; i++) {
-      A w = widen(weight[i]);
-      A kept = __builtin_fabsf(float(w)) < threshold ? 0 : value(w);  // a NaN is not below: it is kept
-      narrow(attention * kept, y + i);
-    }
-  };
-  firm ? each([=](A w) { return shrunk(w, threshold); }) : each([](A w) { return w; });
+void gate(const T* weight, T* y, int64_t n, A attention, float threshold, float firm) {
+  for (int64_t i = 0; i < n; i++) {
+    A w = widen(weight[i]);
+    A kept = __builtin_fabsf(float(w)) < threshold ? 0 : shrunk(w, firm);  // a NaN is not below: it is kept
+    narrow(attention * kept, y + i);
+  }
 }
 
 // Blocks are summed in lanes of the wider type, their sums in fp64.
@@ -43,8 +41,8 @@ template <class G, class T> double kept_product(const G* grad, const T* weight, 
 }
 
 #define INSTANTIATE(T, A)                                                     \
-  template void gate(const T*, T*, int64_t, double, float, bool);             \
-  template void gate(const T*, T*, int64_t, float, float, bool);              \
+  template void gate(const T*, T*, int64_t, double, float, float);            \
+  template void gate(const T*, T*, int64_t, float, float, float);             \
   template double kept_product(const double*, const T*, int64_t, float);      \
   template double kept_product(const float*, const T*, int64_t, float);       \
   template double kept_product(const bf16*, const T*, int64_t, float);        \
@@ -62,16 +60,16 @@ static Tensor gate(const Tensor& weight, std::optional<Tensor> attention, const 
   auto w = weight.numel() == 0 || dense(weight) ? weight : torch::stable::clone(weight);
   auto y = torch::stable::empty_like(w);
   double a = attention ? number(*attention) : 1;
-  float t = float(number(threshold));
+  float t = float(number(threshold)), limit = firm ? t : 0;
   bool wide = attention && attention->scalar_type() == ScalarType::Double;
   by_dtype(weight.scalar_type(), [&](auto type) {
     auto from = in<decltype(type)>(w);
     auto to = out<decltype(type)>(y);
     parallel_for(0, w.numel(), 1 << 16, [&](int64_t begin, int64_t end) {
       if (wide || sizeof(type) == 8) {
-        PICK(gate(from + begin, to + begin, end - begin, a, t, firm));
+        PICK(gate(from + begin, to + begin, end - begin, a, t, limit));
       } else {
-        PICK(gate(from + begin, to + begin, end - begin, float(a), t, firm));
+        PICK(gate(from + begin, to + begin, end - begin, float(a), t, limit));
       }
     });
   });

@@ -42,7 +42,7 @@ template <class T> int64_t collect_row(const T* row, int64_t n, float threshold,
   return found;
 }
 
-// ``firm``: a firm threshold, or 0.
+// ``firm``: the threshold where it is firm, or 0.
 template <class T, class A> void scale_values(const T* values, int64_t n, A attention, float firm, T* scaled) {
   for (int64_t i = 0; i < n; i++) narrow(attention * shrunk<A>(widen(values[i]), firm), scaled + i);
 }
@@ -87,7 +87,7 @@ std::tuple<Tensor, Tensor, Tensor> pack(const Tensor& weight, const std::optiona
                                         const std::optional<Tensor>& attention, bool firm) {
   auto dense = torch::stable::contiguous(weight);
   int64_t rows = weight.size(0), n = rows ? weight.numel() / rows : 0;
-  float t = threshold ? float(number(*threshold)) : 0;
+  float t = threshold ? float(number(*threshold)) : 0, limit = firm ? t : 0;
   double a = attention ? number(*attention) : 1;
   bool wide = attention && attention->scalar_type() == ScalarType::Double;
   auto offsets = torch::stable::new_empty(weight, {rows + 1}, ScalarType::Long);
@@ -120,7 +120,6 @@ std::tuple<Tensor, Tensor, Tensor> pack(const Tensor& weight, const std::optiona
         int64_t first = offset[rows * p / parts];
         if (mine.size == 0) continue;
         memcpy(column + first, mine.columns, mine.size * sizeof(int32_t));
-        float limit = firm ? t : 0;
         if (a == 1 && limit == 0) {
           memcpy(value + first, mine.values, mine.size * sizeof(T));
         } else if (wide || sizeof(T) == 8) {
