@@ -1,4 +1,4 @@
-"""The README's table, from the result rows: ``python -m bench.tables`` writes it between its two marks."""
+"""The tables of README.md and docs/accuracy.md, from the result rows: ``python -m bench.tables`` writes them between marks."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from bench.accuracy import report
 from bench.accuracy.suites import SUITES
 from bench.gpu.goals import newest, verdicts
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
 MARKS = re.compile(r"(<!-- table: python -m bench\.tables -->\n).*?(<!-- end of table -->)", re.DOTALL)
 PUBLISHED = {  # test accuracy % at % of weights left, as their sources print it
     "mnist": "98.01 Sparse Momentum [1], 97.6 SNIP [2], 98.0 at 1.8% DNS [2]",
@@ -134,10 +134,25 @@ def table() -> str:
     return "\n".join([*lines, "", f"{SOURCES} Measured on: {'; '.join(machines)}. Rows: `bench/results/`."]) + "\n"
 
 
-def insert(readme: str) -> str:
-    """The README with the table as the rows give it now."""
-    return MARKS.sub(lambda marks: marks[1] + table() + marks[2], readme)
+def grids() -> str:
+    """All methods of every grid of ``bench.accuracy`` that has rows, each with the command that runs it."""
+    parts = []
+    for suite, members in SUITES.items():
+        for grid in members:
+            if found := report.cells(report.finished(grid, "test", "accuracy")):
+                command = f"python -m bench.accuracy --suite {suite} --models {grid.model} --threads 1"
+                parts.append(f"## {grid.model}\n\n`{command}`\n\n{report.table(grid, found)}")
+    return "\n" + "\n".join(parts)
+
+
+PAGES = {ROOT / "README.md": table, ROOT / "docs" / "accuracy.md": grids}
+
+
+def insert(page: Path) -> str:
+    """A page with its table as the rows give it now."""
+    return MARKS.sub(lambda marks: marks[1] + PAGES[page]() + marks[2], page.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
-    README.write_text(insert(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(insert(page), encoding="utf-8")

@@ -1,8 +1,12 @@
-"""The README's code runs, and its table is the one that the result rows give."""
+"""The README's code runs, and generated tables are those that the result rows give."""
 
 import re
 import runpy
 from pathlib import Path
+
+import pytest
+
+from bench import tables
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -20,7 +24,6 @@ def test_python_code_runs(capsys, tmp_path):
     assert kept == round(0.05 * 50_200)
 
 
-def test_table_is_generated():
-    from bench import tables
-
-    assert tables.insert(README.read_text(encoding="utf-8")) == README.read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.name)
+def test_tables_are_generated(page):
+    assert tables.insert(page) == page.read_text(encoding="utf-8")

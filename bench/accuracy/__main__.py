@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     for grid in grids:
         found = report.cells(report.finished(grid, args.split, args.results))
         print(f"\n{report.table(grid, found)}")
-        if any(cell.accuracies for cell in found if cell.density < 1):
+        if report.plotted(found):
             path = args.output / f"{args.suite}-{grid.model}.svg"
             report.plot(grid, found, path)
             print(path)

@@ -81,8 +81,16 @@ def table(grid: Grid, found: list[Cell]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def plotted(found: list[Cell]) -> list[Cell]:
+    """The cells that a plot has points for: sparse ones with an accuracy."""
+    return [cell for cell in found if cell.density < 1 and cell.accuracies]
+
+
 def plot(grid: Grid, found: list[Cell], path: Path) -> None:
-    """Accuracy against density as an SVG: mean and standard deviation over seeds, published numbers as crosses."""
+    """Accuracy against density as an SVG: mean and standard deviation over seeds, published numbers as crosses.
+
+    ``found`` must have something :func:`plotted`.
+    """
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -90,9 +98,7 @@ def plot(grid: Grid, found: list[Cell], path: Path) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot(xscale="log", xlabel="weights left, %", ylabel="test accuracy, %")
     axes.set_title(f"{grid.model}, {grid.data}, {grid.recipe.epochs} epochs")
-    sparse = [cell for cell in found if cell.density < 1 and cell.accuracies]
-    if not sparse:
-        raise ValueError(f"plot: want finished runs of {grid.model} with a density below 1; got none")
+    sparse = plotted(found)
     shown = [100 * point.density for point in (*sparse, *grid.published)]
     axes.set_xlim(min(shown) / 1.3, max(shown) * 1.3)
     for i, method in enumerate(dict.fromkeys(cell.method for cell in sorted(sparse, key=_ours_first))):
