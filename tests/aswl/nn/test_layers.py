@@ -115,6 +115,18 @@ def test_channels_last_stays_channels_last(dtype):
     assert model[0].weight.grad.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 4, 1, 1)], ids=["one channel", "one pixel"])
+@pytest.mark.parametrize("steered", [False, True])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_layouts_that_dimensions_of_1_leave_open_are_the_parents(shape, steered, autocast):
+    x = torch.randn(shape)
+    dense = nn.Conv2d(shape[1], 6, 3, padding=1).to(memory_format=torch.channels_last)
+    sparse = prune(SparseConv2d.from_dense(dense))
+    sparse.attention_steered, sparse.attention_scale = steered, "detached"
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert sparse(x).stride() == dense(x).stride()
+
+
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
 @pytest.mark.parametrize(
     "x",
