@@ -20,7 +20,7 @@ class _Steered(torch.autograd.Function):
     def forward(ctx, weight: Tensor, attention: Tensor, masked: Tensor | None) -> Tensor:
         ctx.dtype = weight.dtype
         result = weight if masked is None else masked
-        return result[...]  # an alias with its strides: view_as changes those of dimensions of 1, and with them the layout
+        return result[...]  # view_as would change the strides of dimensions of 1, and with them the layout
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
