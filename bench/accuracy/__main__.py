@@ -1,6 +1,6 @@
 """Accuracy of sparse training, ours and its peers', on a declared grid; what is finished is not run again.
 
-python -m bench.accuracy --suite mnist [--methods aswl rigl] [--seeds 0 1 2] [--split validation] [--shard 0/2]
+python -m bench.accuracy --suite mnist [--methods aswl rigl] [--densities 0.05] [--seeds 0 1 2] [--split validation] [--shard 0/2]
     [--threads 1] [--device cpu] [--data DIR] [--results accuracy] [--output runs/accuracy] [--report]
 """
 
@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--suite", choices=SUITES, required=True)
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="only these")
     parser.add_argument("--models", nargs="+", help="only these of the suite")
+    parser.add_argument("--densities", type=float, nargs="+", help="only these of the suite")
     parser.add_argument("--seeds", type=int, nargs="+", help="only these of the suite")
     parser.add_argument("--split", choices=("test", "validation"), default="test")
     parser.add_argument("--shard", default="0/1", help="I/N: every Nth run from the Ith, for N processes side by side")
@@ -52,6 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     grids = [grid for grid in SUITES[args.suite] if not args.models or grid.model in args.models]
     runs = [run for grid in grids for run in grid.runs(args.split)]
     runs = [run for run in runs if not args.methods or run.method in args.methods]
+    runs = [run for run in runs if not args.densities or run.density in args.densities]
     runs = [run for run in runs if not args.seeds or run.seed in args.seeds]
     if not args.report:
         run_grid(runs[shard::shards], args.data, torch.device(args.device), args.results)

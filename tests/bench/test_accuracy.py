@@ -75,6 +75,17 @@ def test_shards_share_a_grid(results):
     assert len(_accuracies()) == 3
 
 
+def test_options_choose_cells(results, monkeypatch):
+    asked = []
+    monkeypatch.setattr(runner, "run_grid", lambda runs, *rest: asked.append(runs))
+    for options in (["--densities", "1"], ["--densities", "0.05", "--seeds", "1"], ["--methods", "gmp-erk"]):
+        _run(results, *options)
+    by_density, by_both, by_method = asked
+    assert [(run.method, run.seed) for run in by_density] == [("dense", 0), ("dense", 1)]
+    assert [(run.method, run.seed) for run in by_both] == [("aswl", 1), ("gmp-erk", 1)]
+    assert [run.seed for run in by_method] == [0, 1]
+
+
 def test_rows_tell_what_was_kept(results):
     run = Run("lenet300", "digits", 0.05, "aswl", 0, RECIPE)
     row = train(run, results, torch.device("cpu"))
