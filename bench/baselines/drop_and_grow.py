@@ -15,7 +15,8 @@ class DropAndGrow(Static):
     :meth:`survivors`, and what each layer then has, :meth:`counts`. New weights start from zero and without momentum,
     and count as kept even if no gradient ever moves them; one that is dropped and grown at once stays as it was.
     ``fraction`` of a layer's weights that goes, at first; ``end``: the fraction of training after which masks stay;
-    ``every=None``: a hundredth of training, which is once per epoch of a training of 100.
+    ``every=None``: a hundredth of training, which is once per epoch of a training of 100, but 100 updates at least,
+    RigL's interval: new weights need some to become large enough to stay.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class DropAndGrow(Static):
     ):
         super().__init__(model, density=density, steps=steps, shares=shares)
         self.fraction, self.end = fraction, end * steps
-        self.every = max(round(steps / 100), 1) if every is None else every
+        self.every = max(round(steps / 100), 100) if every is None else every
 
     def growth(self, name: str) -> Tensor:
         """A score, not negative, of each weight of a layer; the largest ones grow."""

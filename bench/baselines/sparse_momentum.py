@@ -13,8 +13,9 @@ class SparseMomentum(DropAndGrow):
     """Drops the smallest weights of each layer, shares their number out among layers by the mean magnitude of the
     momentum of their weights, and grows where the momentum of pruned weights is largest.
 
-    The momentum is a mean of dense gradients of its own, ``momentum`` of which is kept per update,
-    so any optimizer will do. ``fraction``: the paper's prune rate. ``every``: the paper's is once per epoch.
+    The momentum is a mean of dense gradients of its own, ``momentum`` of which is kept per update, so any optimizer will
+    do; new weights start with it where the optimizer is SGD, as in the authors' code, whose optimizer sees dense
+    gradients. ``fraction``: the paper's prune rate. ``every``: the paper's is once per epoch.
     What a full layer cannot take goes to the others in equal parts.
     """
 
@@ -35,6 +36,15 @@ class SparseMomentum(DropAndGrow):
         for name, layer in self.layers.items():
             self.momenta[name].lerp_(layer.weight.grad, 1 - self.smoothing)
         super().before_step()
+
+    def rewire(self) -> None:
+        before = dict(self.masks)
+        super().rewire()
+        for name, layer in self.layers.items():
+            buffer, new = self.momentum(name), self.masks[name] & ~before[name]
+            if buffer is not None:  # a sum, which this update will decay and add the gradient to
+                dense = self.momenta[name] / (1 - self.smoothing) - layer.weight.grad
+                buffer.copy_(torch.where(new, dense / self.smoothing, buffer))
 
     def growth(self, name: str) -> Tensor:
         return self.momenta[name].abs()

@@ -80,7 +80,7 @@ def test_rigl_drops_along_a_cosine(step, rate):
 WHEN = {
     "default": (RigL, {}, [100, 200]),
     "options": (RigL, {"every": 30, "end": 0.5}, [30, 60, 90, 120, 150, 180]),
-    "hundredths": (SET, {}, list(range(4, 300, 4))),
+    "a hundred": (SET, {}, [100, 200]),
     "to the end": (SparseMomentum, {"every": 150}, [150, 300]),
 }
 
@@ -96,6 +96,11 @@ def test_when_masks_change(cls, options, want):
         with torch.no_grad():
             method.before_step()
     assert changes == want
+
+
+@pytest.mark.parametrize("steps, every", [(400, 100), (30_000, 300)])
+def test_masks_change_once_per_epoch_of_a_hundred_unless_that_is_too_often(steps, every):
+    assert SET(layers([1.0] * 6), density=0.5, steps=steps).every == every
 
 
 def test_set_drops_the_weights_around_zero_of_both_signs():
@@ -140,6 +145,24 @@ def test_sparse_momentum_shares_out_by_the_momentum_of_weights():
     method = sparse_momentum(weights, grads, 0.4001)  # two of each layer go; three come here, one there
     assert method.masks["0"][0].tolist() == [False, False, True, True, True, True, False, True, False, True]
     assert method.masks["1"][0].tolist() == [False, False, True, True, True, False, False, False, True, False]
+
+
+def test_sparse_momentums_new_weights_start_as_if_gradients_had_been_dense():
+    """SGD by hand on dense gradients, as the authors have it, masks on weights alone."""
+    torch.manual_seed(0)
+    method = SparseMomentum(layers([1.0] * 40), density=0.5, steps=10**6, every=3, fraction=0.5, momentum=0.9)
+    weight = method.model[0].weight
+    optimizer = torch.optim.SGD(method.param_groups(lr=0.1), momentum=0.9)
+    method.attach(optimizer)
+    before, buffer = method.masks["0"], torch.zeros(1, 40)
+    for _ in range(4):  # masks change before the fourth update
+        grad = torch.randn(1, 40)
+        buffer = 0.9 * buffer + grad
+        weight.grad = grad.clone()
+        optimizer.step()
+    new = method.masks["0"] & ~before
+    assert new.any()
+    torch.testing.assert_close(weight[new], -0.1 * buffer[new])
 
 
 def test_what_a_full_layer_cannot_take_goes_to_the_others():
