@@ -98,7 +98,7 @@ def follow(optimizer: Optimizer, follower: Follower, capturable: bool = False) -
     optimizer.register_step_pre_hook(pre_hook)
     optimizer.register_step_post_hook(post_hook)
     if fused:
-        optimizer.take = lambda: [] if overflown() else follower.update(optimizer, scale())
+        optimizer.takers += (lambda: [] if overflown() else follower.update(optimizer, scale()),)
 
 
 def forbid_steps(structure: Structure) -> Callable[[], None]:

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from aswl.schedule import Constant
-from aswl.settings import Settings
+from aswl.settings import Settings, check_density
 from aswl.structure import Structure
 
 
@@ -23,8 +22,7 @@ class Clock:
     def budget(self) -> int | Tensor:
         """How many weights are to be kept. Raises ``ValueError`` for a density outside (0, 1]."""
         density = self.settings.target(self.step)
-        if not 0 < density <= 1:
-            raise ValueError(f"ASWL: want a density in (0, 1] from the schedule; got {density} at step {self.step}")
+        check_density(density, self.step)
         return max(round(density * self.structure.total), 1)
 
     @property
@@ -38,14 +36,9 @@ class DeviceClock(Clock):
     is a tensor, and the schedules become tables, for which they are called for all steps up to ``steps`` beforehand;
     after that their last values hold. ``budget``, int64, and ``pruned_gradient``, fp32, are 0-d and on the model's device;
     a factor that never changes is a number.
-
-    Raises ``ValueError`` where ``steps`` are unknown and a schedule is not constant.
     """
 
     def __init__(self, settings: Settings, structure: Structure):
-        schedules = [schedule for schedule in (settings.target, settings.pruned_gradient) if schedule]
-        if settings.steps is None and not all(isinstance(schedule, Constant) for schedule in schedules):
-            raise ValueError("ASWL: want steps= with capturable=True, which makes tables of the schedules; got None")
         self._count, self._row = torch.zeros(2, dtype=torch.int64).unbind()  # of the tables: at most their last
         clock = Clock(settings, structure)
         budgets, factors = [], []
@@ -53,7 +46,7 @@ class DeviceClock(Clock):
             budgets.append(clock.budget if settings.target else 0)
             factors.append(clock.pruned_gradient)
         self._constant = factors[0] if len(set(factors)) == 1 else None
-        self._budgets, self._factors = torch.tensor(budgets), torch.tensor(factors)
+        self._budgets, self._factors = torch.tensor(budgets), torch.tensor(factors, dtype=torch.float32)
         super().__init__(settings, structure)
 
     @property

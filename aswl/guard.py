@@ -13,7 +13,8 @@ class DeadLayerError(RuntimeError):
 
 
 def _norms(grads: list[Tensor], order: float) -> list[float]:
-    return torch.stack([norm.float() for norm in torch._foreach_norm(grads, order)]).tolist()
+    norms = torch._foreach_norm([grad._values() if grad.is_sparse else grad for grad in grads], order)
+    return torch.stack([norm.float().to(norms[0].device) for norm in norms]).tolist()
 
 
 class Guard:

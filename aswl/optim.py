@@ -15,11 +15,12 @@ Group = dict[str, Any]
 class FusedStep(Optimizer):
     """Mixin in front of an optimizer of torch: until a sparsifier is attached, it is that optimizer.
 
-    ``take``, set by the attachment: updates the pruned weights, and returns those that the parent must not touch again.
+    ``takers``, one for each attached sparsifier: updates its pruned weights, and returns those that the parent must not
+    touch again.
     ``decay_pruned``: whether weight decay reaches pruned weights; an option of each parameter group.
     """
 
-    take: Callable[[], list[Tensor]] | None = None
+    takers: tuple[Callable[[], list[Tensor]], ...] = ()
 
     def __init__(self, params: Any, *args: Any, decay_pruned: bool = True, **options: Any):
         super().__init__(params, *args, **options)
@@ -36,7 +37,7 @@ class FusedStep(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        taken = self.take() if self.take else []
+        taken = [weight for take in self.takers for weight in take()]
         grads = [weight.grad for weight in taken]
         for weight in taken:
             weight.grad = None  # the parent passes over what has no gradient
@@ -62,7 +63,10 @@ class FusedStep(Optimizer):
         place = {id(weight): i for i, weight in enumerate(weights)}
         parts = [(g, [p for p in g["params"] if id(p) in place]) for g in self.param_groups]
         parts = [(group, members) for group, members in parts if members]
-        if not all(_is_plain(group, members) and self._is_covered(group, members) for group, members in parts):
+        held = sum(len(members) for _, members in parts) == len(weights)  # not so where a frozen weight has been thawed
+        if not held or not all(
+            _is_plain(group, members) and self._is_covered(group, members) for group, members in parts
+        ):
             if any(group["weight_decay"] and not group["decay_pruned"] for group, _ in parts):
                 raise ValueError("decay_pruned=False: want options that the fused pass covers; got others")
             return None

@@ -2,8 +2,9 @@
 
 import warnings
 from dataclasses import dataclass, field
+from numbers import Integral
 
-from aswl.schedule import Schedule, density_schedule, gradient_schedule
+from aswl.schedule import Constant, Schedule, density_schedule, gradient_schedule
 
 PRODUCTS = ("auto", "dense", "fused", "sparse")
 THRESHOLDINGS = ("firm", "hard")
@@ -44,11 +45,10 @@ class Settings:
         _check(paper or 0 < self.density <= 1, "density in (0, 1]", self.density)
         _check(not paper or 0 <= self.gamma < float("inf"), "gamma >= 0", self.gamma)
         _check(self.alpha > 0, "alpha > 0", self.alpha)
-        _check(self.steps is None or (isinstance(self.steps, int) and self.steps > 0), "steps >= 1", self.steps)
-        _check(isinstance(self.min_keep, int) and self.min_keep >= 1, "min_keep >= 1", self.min_keep)
-        _check(
-            isinstance(self.refresh_every, int) and self.refresh_every >= 1, "refresh_every >= 1", self.refresh_every
-        )
+        for name in ("steps", "min_keep", "refresh_every"):
+            number = getattr(self, name)
+            whole = isinstance(number, Integral) and number >= 1
+            _check(whole or (number is None and name == "steps"), f"{name} a whole number >= 1", number)
         wanted = "refresh_every=1 with capturable=True, since a graph does the same work at every step"
         _check(self.refresh_every == 1 or not self.capturable, wanted, self.refresh_every)
         _check(0 < self.band < 1, "band in (0, 1)", self.band)
@@ -76,6 +76,12 @@ class Settings:
         if not paper:
             self._default("target", density_schedule(self.schedule, self.density, self.steps))
         self._default("pruned_gradient", gradient_schedule(self.dense_gradient, None if self.firm else self.target))
+        if self.target is not None:
+            check_density(self.target(0), 0)
+        schedules = [schedule for schedule in (self.target, self.pruned_gradient) if schedule]
+        tables = self.capturable and not all(isinstance(schedule, Constant) for schedule in schedules)
+        wanted = "steps= with capturable=True, which makes tables of the schedules"
+        _check(self.steps is not None or not tables, wanted, self.steps)
         if self.density == 1 or self.gamma == 0:
             warnings.warn(f"ASWL: density={self.density}, gamma={self.gamma} prunes nothing", stacklevel=4)
 
@@ -92,6 +98,11 @@ class Settings:
     def _default(self, name: str, value: object) -> None:
         if getattr(self, name) is None:
             object.__setattr__(self, name, value)
+
+
+def check_density(density: float, step: int) -> None:
+    """Raises ``ValueError`` for a density outside (0, 1], which a schedule gave for that step."""
+    _check(0 < density <= 1, f"a density in (0, 1] from the schedule, at step {step}", density)
 
 
 def _check(condition: bool, wanted: str, got: object) -> None:

@@ -1,8 +1,9 @@
 """ASWL: makes a model sparse and lets its structure follow the optimizer."""
 
+import contextlib
 import copy
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -129,6 +130,14 @@ class ASWL:
         self._attached = False
         self._allow_steps = forbid_steps(self._structure)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: all but the ties to the optimizer, whose copy has lost its hooks, too."""
+        return vars(self) | {"_attached": False, "_allow_steps": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._allow_steps = forbid_steps(self._structure)
+
     def param_groups(self, *, attention_lr: float = 0.001, **options: Any) -> list[dict[str, Any]]:
         """Two parameter groups for an optimizer: the model's own parameters with ``options`` (lr, weight_decay, ...), and
         the attentions with ``attention_lr`` and no weight decay.
@@ -153,7 +162,8 @@ class ASWL:
         follow(optimizer, StepFollower(self), self.settings.capturable)
         self._attached = True
         self._allow_steps()
-        self.refresh()
+        if self.step == 0:  # weights may have been loaded since; later on, a resumed state is as it was
+            self.refresh()
 
     def penalty(self) -> Tensor:
         """gamma (S(a) - r)^2 + lambda sum(sparse^2), 0-d and differentiable: in the paper's mode, add it to the loss."""
@@ -212,20 +222,34 @@ class ASWL:
 
         The trained model stays as it is. Warns where nothing was pruned or the asked density was not reached.
         """
-        if self.step % self.settings.refresh_every:
-            self.refresh()
-        if self.density == 1:
-            warnings.warn("finalize: nothing was pruned", stacklevel=2)
-        elif (
-            self.settings.density is not None
-            and self.density > self.settings.density + len(self._structure.entries) / self._structure.total
-        ):
-            warnings.warn(
-                f"finalize: density {self.density:.4g} is above the {self.settings.density:.4g} asked for, "
-                f"after {self.step} updates",
-                stacklevel=2,
-            )
-        return release(copy.deepcopy(self.model))
+        with self._refreshed():
+            if self.density == 1:
+                warnings.warn("finalize: nothing was pruned", stacklevel=2)
+            elif (
+                self.settings.density is not None
+                and self.density > self.settings.density + len(self._structure.entries) / self._structure.total
+            ):
+                warnings.warn(
+                    f"finalize: density {self.density:.4g} is above the {self.settings.density:.4g} asked for, "
+                    f"after {self.step} updates",
+                    stacklevel=2,
+                )
+            return release(copy.deepcopy(self.model))
+
+    @contextlib.contextmanager
+    def _refreshed(self) -> Iterator[None]:
+        """Attentions and thresholds as a refresh now would have them, where one is not due; then as they were."""
+        if self.step % self.settings.refresh_every == 0:
+            yield
+            return
+        before, limits = self._structure.stored(), self._structure.learnable()
+        self.refresh()
+        try:
+            yield
+        finally:
+            self._structure.store(*before)
+            if limits is not None:
+                self._structure.restrict(limits)
 
     def state_dict(self) -> dict[str, Any]:
         """What the model's and the optimizer's state do not hold: plain tensors, numbers and names."""

@@ -1,15 +1,18 @@
 """The gradient that the attentions follow."""
 
+import warnings
+
 import torch
 from torch import Tensor
 
 from aswl import attention as rules
 from aswl.settings import Settings
-from aswl.structure import Structure
+from aswl.structure import PrunedWeight, Structure
 from aswl_kernels import share_gradient_
 from aswl_kernels.reference_sharing import density_slope, observe_
 
 SMOOTHING = 0.99  # of the signal, from step to step
+PATIENCE = 100  # steps in a row without a signal before a word is due
 
 
 class Steering:
@@ -21,24 +24,28 @@ class Steering:
 
     def __init__(self, structure: Structure, settings: Settings):
         self.structure, self.settings = structure, settings
-        self.signal = torch.zeros(len(structure.entries))
-        self.observed = torch.zeros(())
+        self.signal = torch.zeros(len(structure.entries), dtype=torch.float32)
+        self.observed = torch.zeros((), dtype=torch.float32)
+        self._missed = 0  # steps in a row in which a layer took no part
 
     def apply(self, scale: Tensor | float, sums: Tensor | None = None) -> None:
         """Replace the attentions' gradients; all gradients come multiplied by ``scale``, and stay so.
 
         ``sums``: those of a fused optimizer pass over all weights, not multiplied by ``scale``; without them, the
         weights and their gradients are read here. A layer that took no part in this step leaves everything as it is:
-        the shares would compare unlike things.
+        the shares would compare unlike things. Warns once where that goes on.
         """
         entries, options = self.structure.entries, self.settings
         paper = options.target is None
         if paper and options.attention_gradient == "scale":
             return
         attentions = [entry.attention for entry in entries]
-        absent = any(entry.weight.grad is None or not entry.attention.requires_grad for entry in entries)
-        if absent or (options.reads_attentions and any(attention.grad is None for attention in attentions)):
+        if any(_is_absent(entry, options.reads_attentions) for entry in entries):
+            self._missed += 1
+            if self._missed == PATIENCE:
+                self._warn()
             return
+        self._missed = 0
         attention, sizes = self.structure.attentions(), self.structure.sizes
         counts = None
         if options.attention_gradient == "scale":
@@ -63,6 +70,16 @@ class Steering:
                 attention.grad = torch.empty_like(attention)
         torch._foreach_copy_([attention.grad for attention in attentions], steered.split(1))
 
+    def _warn(self) -> None:
+        """Unless all attentions are frozen, which asks for shares that stay as they are."""
+        absent = [entry.name for entry in self.structure.entries if _is_absent(entry, self.settings.reads_attentions)]
+        if any(entry.attention.requires_grad for entry in self.structure.entries):
+            warnings.warn(
+                f"ASWL: no attention has moved for {PATIENCE} steps, since these layers had no gradient, or a frozen "
+                f"attention: {', '.join(absent)}; leave out with exclude= what takes no part in training",
+                stacklevel=6,
+            )
+
     def _band(self, scale: Tensor | float, sums: Tensor | None) -> Tensor:
         """Loss that one more kept weight saves, by the weights near the threshold, [L]."""
         if sums is not None:
@@ -70,3 +87,9 @@ class Steering:
         band, entries = self.settings.band, self.structure.entries
         values = [rules.marginal_value(e.weight, e.weight.grad, e.threshold, band) for e in entries]
         return torch.stack(values) / scale
+
+
+def _is_absent(entry: PrunedWeight, reads_attentions: bool) -> bool:
+    """Whether a gradient that the attentions follow is missing."""
+    learns = entry.attention.requires_grad and not (reads_attentions and entry.attention.grad is None)
+    return entry.weight.grad is None or not learns

@@ -55,6 +55,11 @@ class Structure:
         """How many weights are kept, counted."""
         return sum(entry.layers[0].kept for entry in self.entries)
 
+    def stored(self) -> tuple[Tensor, Tensor]:
+        """The layers' attentions and thresholds, copied."""
+        return self.attentions().detach(), torch.stack([entry.threshold for entry in self.entries])
+
+    @torch.no_grad()
     def store(self, attention: Tensor, threshold: Tensor) -> None:
         """Write attentions and thresholds into the layers."""
         values = [t for entry, t in zip(self.entries, threshold.to(attention.dtype).unbind()) for _ in entry.layers]

@@ -33,10 +33,15 @@ def name(
 ) -> str:
     """The product in words; batches up to the next power of two are one."""
     shape = list(x) if op == "masked_conv2d" and len(x) == 4 else [torch.Size(x[:-1]).numel(), x[-1]]
-    shape[0] = 1 << (shape[0] - 1).bit_length()
+    shape[0] = power_of_two(shape[0])
     needs = "x" * needs_x + "w" * needs_weight
     layout = " channels_last" if last else ""
     return f"{op} {shape} by {list(weight)} {list(geometry)}{layout}, gradients {needs or 'none'}"
+
+
+def power_of_two(number: int) -> int:
+    """The next power of two."""
+    return 1 << (number - 1).bit_length()
 
 
 def own(file: str) -> Path:

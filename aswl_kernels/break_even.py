@@ -39,16 +39,18 @@ def break_even(op: Callable[..., Tensor], x: Tensor, weight: Tensor, *geometry: 
     """The density below which ``op(x, weight, ..., products="sparse")`` takes less time than with "dense", all in all.
 
     ``op``: ``masked_linear`` or ``masked_conv2d``; ``x``, ``weight``: eligible; ``geometry``: the operator's arguments
-    after the bias. 0 where the sparse products never win, at most 0.5. Measured once for each operator, shape (batches
-    up to the next power of two are one), layout, set of gradients and number of threads: packing, forward and
+    after the bias. 0 where the sparse products never win, at most 0.5. Measured once for each operator, shape (batches,
+    heights and widths up to the next power of two are one), layout, set of gradients and number of threads: packing, forward and
     backward as a training step does them, in a fraction of a second. Remembered in this process, and from one process
     to the next in ``break_even.json`` under $ASWL_CACHE (~/.cache/aswl): a file that cannot be read or written costs a
     measurement, nothing else.
     """
-    facts = _remembered.facts(op.__name__, x, weight, geometry)
-    table, key = known(), f"{_machine()}: {_remembered.name(*facts)}"
+    operator, shape, *rest = _remembered.facts(op.__name__, x, weight, geometry)
+    if operator == "masked_conv2d":
+        shape = (*shape[:-2], *map(_remembered.power_of_two, shape[-2:]))
+    table, key = known(), f"{_machine()}: {_remembered.name(operator, shape, *rest)}"
     if key not in table:
-        table[key] = _measure(op, x, weight, geometry, facts[-2:])
+        table[key] = _measure(op, x, weight, geometry, tuple(rest[-2:]))
         with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: no home
             _remembered.store(_remembered.own("break_even.json"), _read() | {key: table[key]})
     return table[key]
@@ -68,7 +70,7 @@ def _measure(
     op: Callable[..., Tensor], x: Tensor, weight: Tensor, geometry: tuple, gradients: tuple[bool, bool]
 ) -> float:
     generator = torch.Generator().manual_seed(0)  # training's own goes on undisturbed
-    probe = torch.rand(weight.shape, generator=generator)
+    probe = torch.rand(weight.shape, generator=generator, dtype=weight.dtype)
     leaves = [t.detach().requires_grad_(needed) for t, needed in zip((x, probe), gradients)]
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
 

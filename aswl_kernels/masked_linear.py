@@ -28,7 +28,7 @@ def masked_linear(
 ) -> Tensor:
     """``attention * (x @ sparse.T + bias)``, sparse being the weight where ``abs(weight) >= threshold``, else 0.
 
-    ``x``: [..., in]; ``weight``: [out, in]; ``threshold``, ``attention``: one element (0-d or [1]), no attention
+    ``x``: [..., in], nested tensors included (products dense); ``weight``: [out, in]; ``threshold``, ``attention``: one element (0-d or [1]), no attention
     meaning 1, and no threshold that the weight is masked already, by :func:`gate_all`; ``bias``: [out].
     Returns [..., out] in x's dtype, which is the weight's, or bf16/fp16 over an fp32 weight (the mask is decided in fp32 all the
     same); under autocast x takes autocast's dtype. Weight gradients are straight-through, see :func:`gate`; the
@@ -46,12 +46,17 @@ def masked_linear(
     """
     op = "masked_linear"
     x = to_autocast(x)
-    check_operands(op, x, weight, bias)
+    nested = x.is_nested  # then torch's product checks its shapes
+    if not nested:
+        check_operands(op, x, weight, bias)
     want(weight.dim() == 2, op, "weight [out, in]", weight)
-    want(x.dim() >= 1 and x.shape[-1] == weight.shape[1], op, f"x [..., {weight.shape[1]}]", x, weight)
+    fits = nested or (x.dim() >= 1 and x.shape[-1] == weight.shape[1])
+    want(fits, op, f"x [..., {weight.shape[1]}]", x, weight)
     check_scalars(op, weight, threshold, attention, learnable, products, firm)
     if threshold is None:
         return F.linear(x, weight, bias if bias is None else bias.to(x.dtype))
+    if nested:
+        return reference.masked_linear(x, weight, threshold, attention, bias, scaled, learnable, firm, Gate.apply)
     packed = kept(op, weight, threshold, attention if scaled else None, products, firm)
     args = (x, weight, threshold, attention, bias, scaled)
     if packed:

@@ -148,11 +148,11 @@ def grids() -> str:
 PAGES = {ROOT / "README.md": table, ROOT / "docs" / "accuracy.md": grids}
 
 
-def insert(page: Path) -> str:
-    """A page with its table as the rows give it now."""
-    return MARKS.sub(lambda marks: marks[1] + PAGES[page]() + marks[2], page.read_text(encoding="utf-8"))
+def insert(page: str, table: str) -> str:
+    """The page with this table between its marks."""
+    return MARKS.sub(lambda marks: marks[1] + table + marks[2], page)
 
 
 if __name__ == "__main__":
-    for page in PAGES:
-        page.write_text(insert(page), encoding="utf-8")
+    for path, table_of in PAGES.items():
+        path.write_text(insert(path.read_text(encoding="utf-8"), table_of()), encoding="utf-8")

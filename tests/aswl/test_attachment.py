@@ -1,6 +1,8 @@
 """Optimizers: who may carry the method, and how it follows closures, accumulation and skipped steps."""
 
+import copy
 import gc
+import warnings
 
 import pytest
 import torch
@@ -174,3 +176,71 @@ def test_attach_refuses():
             sparsifier.attach(optimizer)
     optimizer = torch.optim.SGD(sparsifier.param_groups(lr=0.1))  # a refused attempt leaves the way free
     sparsifier.attach(optimizer)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, aswl.optim.SGD], ids=["torch", "aswl"])
+def test_two_sparsifiers_follow_one_optimizer(kind):
+    """An encoder and a decoder with densities of their own: as if each had its own optimizer."""
+
+    def run(together):
+        torch.manual_seed(0)
+        encoder, decoder = nn.Linear(20, 20), nn.Linear(20, 20)
+        options = {"schedule": "constant", "dense_gradient": 0.5}
+        parts = [aswl.ASWL(encoder, density=0.2, **options), aswl.ASWL(decoder, density=0.4, **options)]
+        groups = [part.param_groups(lr=0.1) for part in parts]
+        optimizers = [kind(groups[0] + groups[1])] * 2 if together else [kind(group) for group in groups]
+        for part, optimizer in zip(parts, optimizers):
+            part.attach(optimizer)
+        for _ in range(5):
+            for parameter in (*encoder.parameters(), *decoder.parameters()):
+                parameter.grad = None
+            decoder(encoder(torch.randn(8, 20))).square().mean().backward()
+            for optimizer in dict.fromkeys(optimizers):
+                optimizer.step()
+        return [*state(encoder).values(), *state(decoder).values(), *(part.state_dict()["signal"] for part in parts)]
+
+    torch.testing.assert_close(run(True), run(False), rtol=0, atol=0)
+
+
+def test_a_copy_wants_to_be_attached_again():
+    model, sparsifier, optimizer = start(aswl.optim.SGD)
+    loss_of(model).backward()
+    optimizer.step()
+    other, its, copied = copy.deepcopy((model, sparsifier, optimizer))
+    loss_of(other).backward()
+    with pytest.raises(RuntimeError, match="before attach"):
+        copied.step()  # its hooks were not copied
+    its.attach(copied)
+    for each, steps in ((model, optimizer), (other, copied)):
+        steps.zero_grad()
+        loss_of(each).backward()
+        steps.step()
+    assert its.step == sparsifier.step == 2
+    torch.testing.assert_close(state(other), state(model), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_attentions_that_cannot_move_are_told_of(frozen):
+    class Pooled(nn.Sequential):
+        def forward(self, x):
+            return self[1](self[0](x))
+
+    model = Pooled(nn.Linear(8, 8), nn.Linear(8, 4), nn.Linear(8, 8))
+    sparsifier = aswl.ASWL(model, density=0.3, schedule="constant")
+    for layer in model:
+        layer.attention.requires_grad_(not frozen)
+    optimizer = torch.optim.SGD(sparsifier.param_groups(lr=0.01))
+    sparsifier.attach(optimizer)
+    told = []
+    for step in range(150):
+        optimizer.zero_grad()
+        model(torch.randn(4, 8)).square().mean().backward()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            optimizer.step()
+        told += [(step, str(warning.message)) for warning in caught]
+    if frozen:  # on purpose
+        assert not told
+    else:
+        ((step, message),) = told
+        assert step == 99 and "no gradient, or a frozen attention: 2; leave out with exclude=" in message

@@ -166,6 +166,19 @@ def test_fused_transformer_inference_does_not_skip_the_mask():
     torch.testing.assert_close(plain, trained, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_padded_batches_of_a_transformer():
+    """In eval mode nn.TransformerEncoder turns them into nested tensors."""
+    torch.manual_seed(0)
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True), 2)
+    sparsify(model, density=0.3)
+    x, padded = torch.randn(3, 5, 16), torch.zeros(3, 5, dtype=torch.bool)
+    padded[0, 3:] = True
+    with torch.no_grad():
+        trained, evaluated = (model.train(mode)(x, src_key_padding_mask=padded) for mode in (True, False))
+    torch.testing.assert_close(evaluated[~padded], trained[~padded])
+
+
 def tiny_resnet(transformers):
     config = transformers.ResNetConfig(
         num_channels=3, embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=5

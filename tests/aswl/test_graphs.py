@@ -224,7 +224,7 @@ def test_a_schedule_without_end_is_refused():
 
 
 def test_a_schedule_out_of_range_is_refused_beforehand():
-    with pytest.raises(ValueError, match=r"density in \(0, 1\] from the schedule; got 0.0 at step 4"):
+    with pytest.raises(ValueError, match=r"density in \(0, 1\] from the schedule, at step 4; got 0.0"):
         aswl.ASWL(nn.Linear(4, 4), density=0.5, steps=10, capturable=True, schedule=lambda step: 1 - step / 4)
 
 

@@ -107,3 +107,20 @@ def test_gradients_whose_squares_overflow_or_vanish_are_gradients(size):
     layer.weight.grad[1, 1] = float("inf")
     with pytest.raises(DeadLayerError, match="the gradient of 'weight' holds NaN or infinity"):
         guard.check(layer, 0)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, aswl.optim.SGD], ids=["torch", "aswl"])
+def test_sparse_gradients_are_watched_too(kind):
+    model = nn.Sequential(nn.Embedding(10, 8, sparse=True), nn.Linear(8, 2))
+    sparsifier = aswl.ASWL(model, density=0.5, schedule="constant")
+    optimizer = kind(sparsifier.param_groups(lr=0.1))
+    sparsifier.attach(optimizer)
+    model(torch.arange(4)).square().sum().backward()
+    before = model[0].weight.detach().clone()
+    optimizer.step()
+    assert not torch.equal(model[0].weight, before)
+    optimizer.zero_grad()
+    model(torch.arange(4)).square().sum().backward()
+    model[0].weight.grad._values()[0, 0] = math.nan
+    with pytest.raises(DeadLayerError, match="'0.weight' holds NaN"):
+        optimizer.step()

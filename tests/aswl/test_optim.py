@@ -342,3 +342,19 @@ def test_the_papers_mode_warns_of_a_missing_penalty_at_the_step():
         warnings.simplefilter("always")
         optimizer.step()
     assert [w.filename for w in caught] == [__file__] and "not in the loss" in str(caught[0].message)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_thawed_weight_that_the_optimizer_lacks_stays(name):
+    model = net()
+    sparsifier = aswl.ASWL(model, density=0.3, schedule="constant")
+    model[0].weight.requires_grad_(False)
+    held = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = KINDS[name][0](held, lr=0.1)
+    sparsifier.attach(optimizer)
+    model[0].weight.requires_grad_(True)
+    before = [layer.weight.detach().clone() for layer in (model[0], model[2])]
+    x, y = data(0)
+    F.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    assert [torch.equal(layer.weight, was) for layer, was in zip((model[0], model[2]), before)] == [True, False]

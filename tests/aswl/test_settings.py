@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,12 +16,12 @@ import aswl
         ({"density": float("nan"), "steps": 5}, "density in .* got nan"),
         ({"gamma": -1.0}, r"gamma >= 0; got -1\.0"),
         ({"density": 0.1}, "schedule 'cubic' wants steps=.*got None"),
-        ({"density": 0.1, "steps": 0}, "steps >= 1; got 0"),
-        ({"density": 0.1, "steps": 2.5}, r"steps >= 1; got 2\.5"),
+        ({"density": 0.1, "steps": 0}, "steps a whole number >= 1; got 0"),
+        ({"density": 0.1, "steps": 2.5}, r"steps a whole number >= 1; got 2\.5"),
         ({"density": 0.1, "steps": 5, "schedule": "square"}, "'constant' or a callable; got 'square'"),
         ({"density": 0.1, "steps": 5, "alpha": 0}, "alpha > 0; got 0"),
-        ({"density": 0.1, "steps": 5, "min_keep": 0}, "min_keep >= 1; got 0"),
-        ({"density": 0.1, "steps": 5, "refresh_every": 0}, "refresh_every >= 1; got 0"),
+        ({"density": 0.1, "steps": 5, "min_keep": 0}, "min_keep a whole number >= 1; got 0"),
+        ({"density": 0.1, "steps": 5, "refresh_every": 0}, "refresh_every a whole number >= 1; got 0"),
         ({"density": 0.1, "steps": 5, "band": 1.0}, r"band in \(0, 1\); got 1\.0"),
         ({"density": 0.1, "steps": 5, "dense_gradient": 2}, r"dense_gradient in \[0, 1\].*got 2"),
         ({"density": 0.1, "steps": 5, "attention_scale": "half"}, "'paper' or 'detached'; got 'half'"),
@@ -31,7 +32,7 @@ import aswl
         ({"gamma": 1.0, "initial_attention": 1.5}, "initial_attention in .*got 1.5"),
         ({"gamma": 1.0, "weight_penalty": -1}, "weight_penalty >= 0; got -1"),
         ({"gamma": 1.0, "penalty_target": 2}, "penalty_target in .*got 2"),
-        ({"density": 0.1, "schedule": lambda step: 0.0}, "density in .* from the schedule; got 0.0 at step 0"),
+        ({"density": 0.1, "schedule": lambda step: 0.0}, "density in .* from the schedule, at step 0; got 0.0"),
     ],
 )
 def test_refuses(options, match):
@@ -40,11 +41,25 @@ def test_refuses(options, match):
         aswl.ASWL(model, **options)
 
 
-def test_a_refused_option_leaves_the_model_alone():
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"density": 0.1},
+        {"density": 0.1, "schedule": lambda step: 2.0},
+        {"density": 0.1, "schedule": lambda step: 0.5, "capturable": True},
+    ],
+    ids=["steps", "schedule", "capturable"],
+)
+def test_a_refused_option_leaves_the_model_alone(options):
     model = nn.Linear(4, 4)
-    with pytest.raises(ValueError, match="steps"):
-        aswl.ASWL(model, density=0.1)
+    with pytest.raises(ValueError, match=r"^ASWL: .*got (None|2\.0)$"):
+        aswl.ASWL(model, **options)
     assert type(model) is nn.Linear
+
+
+def test_whole_numbers_of_other_libraries():
+    sparsifier = aswl.ASWL(nn.Linear(4, 4), density=0.5, steps=np.int64(500), refresh_every=np.int32(2))
+    assert sparsifier.settings.target(500) == 0.5
 
 
 @pytest.mark.parametrize("options", [{"density": 1.0, "schedule": "constant"}, {"gamma": 0.0}])

@@ -319,3 +319,59 @@ def test_silent_when_all_is_well():
         sparsifier, optimizer = follow(model, density=0.1, steps=10)
         train(model, sparsifier, optimizer, 10)
         sparsifier.finalize()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("capturable", [False, True])
+def test_another_default_dtype(dtype, capturable):
+    torch.set_default_dtype(dtype)
+    try:
+        model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
+        sparsifier = aswl.ASWL(model, density=0.5, steps=4, capturable=capturable)
+        optimizer = aswl.optim.SGD(sparsifier.param_groups(lr=0.1))
+        sparsifier.attach(optimizer)
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(torch.randn(4, 8)).square().sum().backward()
+            optimizer.step()
+        assert sparsifier.state_dict()["observed"] == 4
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("backward_density", [None, 0.6])
+def test_finalize_between_two_refreshes_leaves_the_model_as_it_was(backward_density):
+    model = net()
+    options = {"density": 0.2, "steps": 10, "refresh_every": 4, "backward_density": backward_density}
+    sparsifier, optimizer = follow(model, **options)
+    train(model, sparsifier, optimizer, 6)
+    before = copy.deepcopy(model.state_dict()), sparsifier.state_dict()["learnable"]
+    with pytest.warns(UserWarning, match="is above the 0.2 asked for"):
+        plain = sparsifier.finalize()
+    torch.testing.assert_close((dict(model.state_dict()), sparsifier.state_dict()["learnable"]), before, rtol=0, atol=0)
+    sparsifier.refresh()  # what was delivered is what a refresh would have given
+    kept = sum(int(plain[i].weight.count_nonzero()) for i in (0, 4, 5))
+    assert kept == sparsifier.summary().kept
+
+
+@pytest.mark.parametrize("attached_first", [False, True])
+@pytest.mark.parametrize("refresh_every", [1, 4])
+def test_resumes_alike_whenever_it_is_attached(attached_first, refresh_every):
+    options = {"density": 0.2, "steps": 20, "refresh_every": refresh_every}
+    model = net()
+    sparsifier, optimizer = follow(model, **options)
+    train(model, sparsifier, optimizer, 6)
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), sparsifier.state_dict()))
+    train(model, sparsifier, optimizer, 4, start=6)
+
+    other = net(seed=1)
+    its = aswl.ASWL(other, **options)
+    resumed = torch.optim.SGD(its.param_groups(lr=0.05))
+    if attached_first:
+        its.attach(resumed)
+    for part, state in zip((other, resumed, its), saved):
+        part.load_state_dict(state)
+    if not attached_first:
+        its.attach(resumed)
+    train(other, its, resumed, 4, start=6)
+    torch.testing.assert_close(dict(other.state_dict()), dict(model.state_dict()), rtol=0, atol=0)

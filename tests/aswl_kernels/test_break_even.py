@@ -61,6 +61,16 @@ def test_batches_up_to_a_power_of_two_are_one(measured):
     assert len(measured) == 2
 
 
+def test_images_up_to_a_power_of_two_are_one(measured):
+    weight = torch.ones(4, 3, 3, 3)
+    for height, width in ((32, 32), (17, 32), (31, 25)):
+        module.break_even(masked_conv2d, torch.ones(2, 3, height, width), weight, 1, 1, 1, 1)
+    assert len(measured) == 1
+    for shape in ((2, 3, 16, 32), (2, 3, 32, 33), (3, 32, 32)):
+        module.break_even(masked_conv2d, torch.ones(shape), weight, 1, 1, 1, 1)
+    assert len(measured) == 4
+
+
 def test_the_next_process_reads_the_file(measured, cache):
     module.break_even(masked_linear, X, W)
     module.known.cache_clear()  # as a new process

@@ -114,7 +114,7 @@ def test_table_shows_the_newest_rows(results):
     table = tables.table()
     assert "98.00 ± 0.10 (dense twin 98.50) | 2 |" in table and "90.00" not in table
     readme = "a\n<!-- table: python -m bench.tables -->\nstale\n<!-- end of table -->\nb\n"
-    assert "stale" not in tables.insert(readme) and tables.insert(readme).endswith("<!-- end of table -->\nb\n")
+    assert tables.insert(readme, table) == readme.replace("stale\n", table)
 
 
 def test_table_of_a_gpu_shows_every_goal():

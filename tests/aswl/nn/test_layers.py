@@ -210,3 +210,21 @@ def test_autocast_takes_an_fp32_layer(kind):
     with torch.autocast("cpu", torch.bfloat16):
         got, want = layer(x), layer.to_dense()(x)
     assert got.dtype == torch.bfloat16 and got.equal(want)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+@pytest.mark.parametrize("steered", [False, True])
+@pytest.mark.parametrize("learnable", [None, 0.1])
+def test_nested_tensors(layout, steered, learnable):
+    """Sequences of several lengths give, each, what they give by themselves."""
+    layer = prune(SparseLinear(6, 4))
+    layer.attention_steered = steered
+    layer.learnable = None if learnable is None else torch.tensor(learnable)
+    parts = [torch.randn(n, 6) for n in (2, 5, 1)]
+    y = layer(torch.nested.nested_tensor(parts, layout=layout))
+    torch.testing.assert_close(list(y.unbind()), [layer(part) for part in parts])
+    sum(part.square().sum() for part in y.unbind()).backward()
+    got, layer.weight.grad = layer.weight.grad, None
+    sum(layer(part).square().sum() for part in parts).backward()
+    torch.testing.assert_close(got, layer.weight.grad)
