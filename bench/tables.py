@@ -15,6 +15,7 @@ PUBLISHED = {  # test accuracy % at % of weights left, as their sources print it
     "mnist-1": "97.64 Sparse Momentum [1], 96.8 LC [2]",
     "mnist-paper": "-",
     "mnist-lenet5": "99.24 Sparse Momentum [1], 99.2 SNIP [2]",
+    "mnist-lenet5-1": "99.17 Sparse Momentum [1], 98.9 SNIP [2]",
 }
 SOURCES = (
     "[1] TimDettmers/sparse_learning, `results/MNIST_compression_comparison_*.csv`; [2] SNIP (arXiv 1810.02340), table 1. "
