@@ -18,10 +18,8 @@ class SparseLinear(SparseLayer, nn.Linear):
     dense_type = nn.Linear
 
     def forward(self, input: Tensor) -> Tensor:
-        products = "dense"
-        if not input.is_nested:
-            if not torch.compiler.is_compiling():
-                self.positions = input.shape[1:-1].numel()
-            products = self._choose(masked_linear, input)
+        if not (torch.compiler.is_compiling() or input.is_nested):
+            self.positions = input.shape[1:-1].numel()
+        products = "dense" if input.is_nested else self._choose(masked_linear, input)
         operands = self._operands(input, self.weight, self.bias, products)
         return masked_linear(input, *operands, self.scaled, products, self.learnable, self.firm)

@@ -79,7 +79,7 @@ VGG = (
     Published("Sparse Momentum", 0.05, 93.00, f"{DST} (original CIFAR-10)"),
 )
 
-# what gave more on validation, of the options tried for each (docs/LOG.md); the others are best as their papers have them
+# what gave more on validation, of the options tried for each (docs/LOG.md); the others stay as their papers have them
 SHORT: dict[str, dict[str, Any]] = {
     **{f"gmp-{shares}": {"begin": 0.2} for shares in ("uniform", "erk", "global")},
     "ac-dc": {"switches": [0.2, 0.35, 0.5, 0.6, 0.7]},

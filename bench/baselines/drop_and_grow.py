@@ -12,8 +12,9 @@ class DropAndGrow(Static):
     """Starts from a random mask; ``every`` so many updates, a part of the weights makes room for others.
 
     A subclass says where weights grow, :meth:`growth`, and may say how many go, :meth:`rate`, which stay,
-    :meth:`survivors`, and what each layer then has, :meth:`counts`. New weights start from zero and without momentum,
-    and count as kept even if no gradient ever moves them; one that is dropped and grown at once stays as it was.
+    :meth:`survivors`, what each layer then has, :meth:`counts`, and with what new weights start, :meth:`start`: from zero
+    and without momentum. They count as kept even if no gradient ever moves them; one that is dropped and grown at once
+    stays as it was.
     ``fraction`` of a layer's weights that goes, at first; ``end``: the fraction of training after which masks stay;
     ``every=None``: a hundredth of training, which is once per epoch of a training of 100, but 100 updates at least,
     RigL's interval: new weights need some to become large enough to stay.
@@ -37,6 +38,9 @@ class DropAndGrow(Static):
     def growth(self, name: str) -> Tensor:
         """A score, not negative, of each weight of a layer; the largest ones grow."""
         raise NotImplementedError
+
+    def start(self, name: str, new: Tensor) -> None:
+        """Change what the ``new`` weights of a layer, a mask, start with, after all layers have their masks."""
 
     def rate(self) -> float:
         """The fraction of a layer's weights that goes now: along a cosine from ``fraction`` to 0."""
@@ -62,9 +66,12 @@ class DropAndGrow(Static):
 
     def rewire(self) -> None:
         """Drop and grow."""
+        before = dict(self.masks)
         stay = {name: self.survivors(name) for name in self.layers}
         staying = {name: int(mask.sum()) for name, mask in stay.items()}
         counts = self.counts(staying)
         for name, mask in stay.items():
             score = self.growth(name).masked_fill(mask, -1)
             self.set_mask(name, mask | largest(score, counts[name] - staying[name]))
+        for name, mask in self.masks.items():
+            self.start(name, mask & ~before[name])

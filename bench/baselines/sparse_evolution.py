@@ -33,9 +33,6 @@ class SET(DropAndGrow):
     def growth(self, name: str) -> Tensor:
         return random_like(self.layers[name].weight)
 
-    def rewire(self) -> None:
-        before = dict(self.masks)
-        super().rewire()
-        for name, layer in self.layers.items():
-            new = self.masks[name] & ~before[name]
-            layer.weight.copy_(torch.where(new, START * (1 - random_like(layer.weight)), layer.weight))
+    def start(self, name: str, new: Tensor) -> None:
+        weight = self.layers[name].weight
+        weight.copy_(torch.where(new, START * (1 - random_like(weight)), weight))

@@ -37,14 +37,11 @@ class SparseMomentum(DropAndGrow):
             self.momenta[name].lerp_(layer.weight.grad, 1 - self.smoothing)
         super().before_step()
 
-    def rewire(self) -> None:
-        before = dict(self.masks)
-        super().rewire()
-        for name, layer in self.layers.items():
-            buffer, new = self.momentum(name), self.masks[name] & ~before[name]
-            if buffer is not None:  # a sum, which this update will decay and add the gradient to
-                dense = self.momenta[name] / (1 - self.smoothing) - layer.weight.grad
-                buffer.copy_(torch.where(new, dense / self.smoothing, buffer))
+    def start(self, name: str, new: Tensor) -> None:
+        buffer = self.momentum(name)
+        if buffer is not None:  # a sum, which this update will decay and add the gradient to
+            dense = self.momenta[name] / (1 - self.smoothing) - self.layers[name].weight.grad
+            buffer.copy_(torch.where(new, dense / self.smoothing, buffer))
 
     def growth(self, name: str) -> Tensor:
         return self.momenta[name].abs()
