@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import tables
+from bench.tables import pages
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -24,7 +24,7 @@ def test_python_code_runs(capsys, tmp_path):
     assert kept == round(0.05 * 50_200)
 
 
-@pytest.mark.parametrize("path", tables.PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", pages.PAGES, ids=lambda path: path.name)
 def test_tables_are_generated(path):
     page = path.read_text(encoding="utf-8")
-    assert tables.insert(page, tables.PAGES[path]()) == page
+    assert pages.insert(page, pages.PAGES[path]()) == page

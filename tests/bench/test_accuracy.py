@@ -6,12 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench import rows, tables
+from bench import rows
 from bench.accuracy import __main__ as runner
 from bench.accuracy import report
 from bench.accuracy.suites import SUITES, Grid, Published
 from bench.accuracy.train import Recipe, Run, images, train
 from bench.baselines import METHODS
+from bench.tables import accuracy
 
 RECIPE = Recipe(epochs=2, batch_size=64)
 GRID = Grid("lenet300", "digits", RECIPE, (0.05,), {"aswl": {}, "gmp-erk": {"every": 5}}, seeds=(0, 1))
@@ -150,6 +151,6 @@ def test_suites_name_what_there_is():
 
 def test_readme_shows_the_best_peer(results):
     _run(results, "--seeds", "0")
-    (line,) = [line for line in tables.accuracy() if "`bench.accuracy --suite tiny`" in line]
+    (line,) = [line for line in accuracy.best() if "`bench.accuracy --suite tiny`" in line]
     scores = {row["run"]["method"]: f"{row['accuracy']:.2f} (1)" for row in rows.read("accuracy")}
     assert line.endswith(f"| 5.0% | {scores['aswl']} | {scores['gmp-erk']} (gmp-erk, best of 1) | {scores['dense']} |")

@@ -1,13 +1,12 @@
 """A smoke run of each bench, and what turns its rows into numbers."""
 
-import json
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from bench import cpu, optim, peers, presets, rows, step, tables
+from bench import cpu, optim, peers, presets, rows, step
 from bench import suite as bench_suite
 
 
@@ -23,7 +22,7 @@ def call(monkeypatch, module, *args):
 
 
 def test_step(results, monkeypatch, capsys):
-    args = ["--batch", "4", "--densities", "0.2", "0.1", "--rounds", "3", "--threads", "1", "--parts", "--save"]
+    args = ["--batch", "256", "--densities", "0.2", "0.1", "--rounds", "3", "--threads", "1", "--parts", "--save"]
     call(monkeypatch, step, "--model", "lenet300", "--products", "sparse", *args)
     rare, rarer = rows.read("step")
     assert (rare["density"], rarer["density"], rare["products"], rare["threads"]) == (0.2, 0.1, "sparse", 1)
@@ -102,43 +101,3 @@ def test_row_by_hand():
 
     row = presets.row_of("name", [report(0, 0.97), report(1, 0.98), report(2, 0.96)])
     assert (row["mean"], row["std"], row["seeds"], row["dense"]) == (97.0, 1.0, [0, 1, 2], [99.0] * 3)
-
-
-def test_table_shows_the_newest_rows(results):
-    context = {"machine": "cpu", "torch": "2", "threads": 1}
-    old = {"preset": "mnist", "command": "aswl train mnist", "model": "lenet300", "epochs": 20, "seeds": [0]}
-    old |= {"accuracy": [90.0], "mean": 90.0, "std": None, "kept": [5324], "size": 266200} | context
-    new = old | {"seeds": [0, 1], "mean": 98.0, "std": 0.1, "dense": [98.4, 98.6]}
-    path = results / "presets.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in (old, new)))
-    table = tables.table()
-    assert "98.00 ± 0.10 (dense twin 98.50) | 2 |" in table and "90.00" not in table
-    readme = "a\n<!-- table: python -m bench.tables -->\nstale\n<!-- end of table -->\nb\n"
-    assert tables.insert(readme, table) == readme.replace("stale\n", table)
-
-
-def test_table_of_a_gpu_shows_every_goal():
-    assert tables.gpu([]) == []
-    row = {"section": "linear", "case": "2048", "goals": {"linear": 0.953}, "smoke": False}
-    lines = tables.gpu([row])
-    assert (
-        "| one-pass masked_linear | cuBLAS, pre-masked | 0.9 of its speed | 1 of its speed | 0.953 | floor |" in lines
-    )
-    assert sum("not measured" in line for line in lines) == len(lines) - 4
-
-
-def test_table_of_kernels_shows_the_best_of_layouts_and_what_is_missing():
-    setting = {"op": "sparse_linear", "outputs": 8, "inputs": 4, "batch": 2, "backward": False, "threads": 2}
-    old = setting | {"sparsity": 0.9, "ratio": {"dense": 9.0}}
-    new = setting | {
-        "sparsity": 0.9,
-        "ratio": {"ours, other": 1.1, "dense": 2.0, "dense, other": 0.84, "SparseProp": 3.0},
-    }
-    other = setting | {"sparsity": 0.8, "batch": 1, "ratio": {"dense": 1.0, "torch CSR": 4.0}}
-    assert tables.kernels([old, new, other])[1:] == [
-        "| CPU kernels, times faster than dense / torch CSR / SparseProp (-: not measured) | 80% zeros | 90% zeros |",
-        "| --- | --- | --- |",
-        "| `sparse_linear` 8x4, batch 2, 2 threads | - | 0.8 / - / 3.0 |",
-        "| `sparse_linear` 8x4, batch 1, 2 threads | 1.0 / 4.0 / - | - |",
-    ]
-    assert tables.kernels([]) == []
