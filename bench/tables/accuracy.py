@@ -27,7 +27,10 @@ def newest_presets() -> list[dict[str, Any]]:
 
 def presets(measured: list[dict[str, Any]]) -> list[str]:
     """Ours beside published numbers."""
-    lines = ["| test accuracy, % | weights left | ours, mean ± std | seeds | published |", "|---|---|---|---|---|"]
+    lines = [
+        "| test accuracy, % | weights left | ours, mean ± std | seeds | seconds a run (threads) | published |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in measured:
         left = " to ".join(
             f"{percent:.2f}%" for percent in sorted({round(100 * k / row["size"], 2) for k in row["kept"]})
@@ -36,7 +39,9 @@ def presets(measured: list[dict[str, Any]]) -> list[str]:
         dense = f" (dense twin {sum(row['dense']) / len(row['dense']):.2f})" if "dense" in row else ""
         ours = f"{row['mean']:.2f}{spread}{dense}"
         setting = f"`{row['command']}`, {row['model']}, {row['epochs']} epochs"
-        lines.append(f"| {setting} | {left} | {ours} | {len(row['seeds'])} | {PUBLISHED.get(row['preset'], '-')} |")
+        cost = f"{row['seconds']} ({row['threads']})"
+        published = PUBLISHED.get(row["preset"], "-")
+        lines.append(f"| {setting} | {left} | {ours} | {len(row['seeds'])} | {cost} | {published} |")
     return lines if measured else []
 
 

@@ -22,12 +22,12 @@ def test_pages_have_a_place_for_their_tables():
 def test_table_shows_the_newest_rows(results):
     context = {"machine": "cpu", "torch": "2", "threads": 1}
     old = {"preset": "mnist", "command": "aswl train mnist", "model": "lenet300", "epochs": 20, "seeds": [0]}
-    old |= {"accuracy": [90.0], "mean": 90.0, "std": None, "kept": [5324], "size": 266200} | context
+    old |= {"accuracy": [90.0], "mean": 90.0, "std": None, "kept": [5324], "size": 266200} | context | {"seconds": 7}
     new = old | {"seeds": [0, 1], "mean": 98.0, "std": 0.1, "dense": [98.4, 98.6]}
     path = results / "presets.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in (old, new)))
     table = pages.readme()
-    assert "98.00 ± 0.10 (dense twin 98.50) | 2 |" in table and "90.00" not in table
+    assert "98.00 ± 0.10 (dense twin 98.50) | 2 | 7 (1) |" in table and "90.00" not in table
     readme = "a\n<!-- table: python -m bench.tables -->\nstale\n<!-- end of table -->\nb\n"
     assert pages.insert(readme, table) == readme.replace("stale\n", table)
 
