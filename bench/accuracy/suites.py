@@ -85,6 +85,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "ac-dc": {"switches": [0.2, 0.35, 0.5, 0.6, 0.7]},
     "asl": {"freeze": 0.95},
 }
+FEW: dict[str, dict[str, Any]] = {"aswl": {}, "gmp-erk": {}, "dst": {}}  # where little is left
 CIFAR = Recipe(epochs=3, batch_size=64, warmup_epochs=0.3, augment="crop_flip", amp="bf16")  # 5 minutes on a core
 
 SUITES: dict[str, tuple[Grid, ...]] = {
@@ -92,15 +93,7 @@ SUITES: dict[str, tuple[Grid, ...]] = {
         Grid("lenet300", "mnist", Recipe(epochs=20), (0.02, 0.01), ALL, published=LENET300),
         Grid("lenet5", "mnist", Recipe(epochs=5, lr=0.05, amp="bf16"), (0.02, 0.01), ALL, published=LENET5),
     ),
-    "cifar": (
-        Grid(
-            "resnet20",
-            "cifar10_jpeg",
-            CIFAR,
-            (0.1, 0.05, 0.02),
-            ALL | SHORT,
-        ),
-    ),
+    "cifar": (Grid("resnet20", "cifar10_jpeg", CIFAR, (0.1, 0.05, 0.02), ALL | SHORT),),
     "cifar-full": (
         Grid(
             "wrn22-2",
@@ -120,8 +113,8 @@ SUITES: dict[str, tuple[Grid, ...]] = {
         ),
     ),
     "collapse": (
-        Grid("lenet300", "mnist", Recipe(epochs=5), (0.005,), {"aswl": {}}),
-        Grid("lenet5", "mnist", Recipe(epochs=2, lr=0.05, amp="bf16"), (0.005,), {"aswl": {}}),
-        Grid("resnet20", "cifar10_jpeg", replace(CIFAR, epochs=1), (0.005,), {"aswl": {}}),
+        Grid("lenet300", "mnist", Recipe(epochs=5), (0.005,), FEW),
+        Grid("lenet5", "mnist", Recipe(epochs=2, lr=0.05, amp="bf16"), (0.005,), FEW),
+        Grid("resnet20", "cifar10_jpeg", replace(CIFAR, epochs=1), (0.005,), FEW | {"gmp-erk": SHORT["gmp-erk"]}),
     ),
 }

@@ -74,5 +74,5 @@ def grids() -> list[str]:
         for grid in members:
             if found := report.cells(report.finished(grid, "test", "accuracy")):
                 command = f"python -m bench.accuracy --suite {suite} --models {grid.model} --threads 1"
-                parts.append(f"## {grid.model}\n\n`{command}`\n\n{report.table(grid, found)}")
+                parts.append(f"## {suite}: {grid.model}\n\n`{command}`\n\n{report.table(grid, found)}")
     return parts
