@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 Schedule = Callable[[int], float]  # optimizer updates done -> value
+FULL = 0.02  # the density from which on pruned weights under a firm threshold keep their whole gradient
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,14 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Root:
-    """The square root of another schedule."""
+class Following:
+    """A function of what another schedule says."""
 
     of: Schedule
+    function: Callable[[float], float]
 
     def __call__(self, step: int) -> float:
-        return self.of(step) ** 0.5
+        return self.function(self.of(step))
 
 
 def density_schedule(kind: str | Schedule, density: float, steps: int | None) -> Schedule:
@@ -62,19 +64,29 @@ def density_schedule(kind: str | Schedule, density: float, steps: int | None) ->
     return Polynomial(1.0, density, 0, 0.7 * steps, powers[kind])
 
 
-def gradient_schedule(dense_gradient: float | Schedule | None, target: Schedule | None) -> Schedule:
-    """The factor of the pruned weights' gradient: a number, a callable, or None for the square root of the density that
-    ``target`` asks for (1 where that is None, too). Raises ``ValueError`` for a number outside [0, 1].
+def hard_factor(density: float) -> float:
+    """The square root: with gradients alike in size, the squared steps of all pruned weights, (1 - density) density, are
+    then at most those of all kept ones, density.
+    """
+    return density**0.5
 
-    With d of the weights kept and gradients alike, the squared steps of all pruned weights, (1 - d) d, are then at most
-    those of all kept ones, d.
+
+def firm_factor(density: float) -> float:
+    """1 where 2% of the weights or more are kept, (density / 2%)^2 below; chosen by experiment (docs/LOG.md)."""
+    return min(1.0, density / FULL) ** 2
+
+
+def gradient_schedule(dense_gradient: float | Schedule | None, target: Schedule | None, firm: bool) -> Schedule:
+    """The factor of the pruned weights' gradient: a number, a callable, or None for what suits the threshold, firm or
+    not, at the density that ``target`` asks for (1 where that is None). Raises ``ValueError`` for a number outside [0, 1].
     """
     if callable(dense_gradient):
         return dense_gradient
-    if dense_gradient is None and isinstance(target, Constant):
-        return Constant(target.value**0.5)
     if dense_gradient is None:
-        return Constant(1.0) if target is None else Root(target)
+        factor = firm_factor if firm else hard_factor
+        if target is None:
+            return Constant(1.0)
+        return Constant(factor(target.value)) if isinstance(target, Constant) else Following(target, factor)
     if not 0 <= dense_gradient <= 1:
         raise ValueError(f"ASWL: want dense_gradient in [0, 1], a callable or None; got {dense_gradient}")
     return Constant(float(dense_gradient))

@@ -75,7 +75,7 @@ class Settings:
         _check(0 < self.initial_attention <= 1, "initial_attention in (0, 1]", self.initial_attention)
         if not paper:
             self._default("target", density_schedule(self.schedule, self.density, self.steps))
-        self._default("pruned_gradient", gradient_schedule(self.dense_gradient, None if self.firm else self.target))
+        self._default("pruned_gradient", gradient_schedule(self.dense_gradient, self.target, self.firm))
         if self.target is not None:
             check_density(self.target(0), 0)
         schedules = [schedule for schedule in (self.target, self.pruned_gradient) if schedule]

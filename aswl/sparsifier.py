@@ -44,13 +44,14 @@ class ASWL:
     "band" (what weights near the threshold are worth, see ``docs/method.md``; default of ``density``) or "both".
     ``thresholding``: "firm" (default of ``density``) lets kept weights fade in, from 0 at the threshold to their own value at
     1.25 times that (:func:`aswl_kernels.gate`), "hard" (of ``gamma``) multiplies by them as they are.
-    ``dense_gradient``: factor of the pruned weights' gradient, a number or a callable of the step; by default 1, but with
-    ``density`` and a hard threshold the square root of the density asked for then. ``band``: half-width, relative to the
-    threshold. ``refresh_every``: updates between two refreshes of the thresholds. ``initial_attention``,
-    ``penalty_target`` (r) and ``weight_penalty`` (lambda) belong to the paper's loss. ``products``: "sparse" computes
-    outputs and input gradients with the kept weights alone, "dense" with masked weights, "fused" masks within the
-    product's kernel, "auto" does what was measured to be faster, shape by shape: on a CPU by itself (eager fp32), on a
-    GPU, under hard thresholds, by ``aswl bench --tune`` (:meth:`summary` shows it).
+    ``dense_gradient``: factor of the pruned weights' gradient, a number or a callable of the step; by default 1, but
+    with ``density`` it follows the density r asked for then: min(1, r / 2%)^2 under a firm threshold, the square root
+    of r under a hard one. ``band``: half-width, relative to the threshold. ``refresh_every``: updates between two
+    refreshes of the thresholds. ``initial_attention``, ``penalty_target`` (r) and ``weight_penalty`` (lambda) belong to
+    the paper's loss. ``products``: "sparse" computes outputs and input gradients with the kept weights alone, "dense"
+    with masked weights, "fused" masks within the product's kernel, "auto" does what was measured to be faster, shape by
+    shape: on a CPU by itself (eager fp32), on a GPU, under hard thresholds, by ``aswl bench --tune`` (:meth:`summary`
+    shows it).
     ``backward_density``: restricts the weights' gradients to this fraction of the largest weights (Top-KAST, arXiv
     2106.03517), at least ``density``; None is all. ``capturable``: a step can be captured in a CUDA graph (see
     ``docs/method.md``); schedules are then called for all ``steps`` beforehand. ``guard``: the check for dead or

@@ -33,20 +33,26 @@ def test_density_refuses(kind, steps):
         density_schedule(kind, 0.1, steps)
 
 
-def test_gradient_is_the_root_of_the_density():
-    schedule = gradient_schedule(None, Polynomial(1.0, 0.04, 0, 10))
-    assert [schedule(step) for step in (0, 5, 10, 99)] == pytest.approx([1, 0.52**0.5, 0.2, 0.2])
+def test_gradient_follows_the_density():
+    target = Polynomial(1.0, 0.04, 0, 10)
+    hard = gradient_schedule(None, target, firm=False)
+    assert [hard(step) for step in (0, 5, 10, 99)] == pytest.approx([1, 0.52**0.5, 0.2, 0.2])
+    firm = gradient_schedule(None, target, firm=True)
+    assert {firm(step) for step in range(20)} == {1.0}
+    firm = gradient_schedule(None, Polynomial(0.03, 0.005, 0, 10), firm=True)
+    assert [firm(step) for step in (0, 4, 8, 10, 99)] == pytest.approx([1, 1, 0.25, 0.0625, 0.0625])
 
 
 def test_gradient_forms():
-    assert gradient_schedule(None, None) == Constant(1.0)
-    assert gradient_schedule(None, Constant(0.25)) == Constant(0.5)  # one that never changes needs no table
-    assert gradient_schedule(0, None) == Constant(0.0)
+    assert gradient_schedule(None, None, firm=False) == gradient_schedule(None, None, firm=True) == Constant(1.0)
+    assert gradient_schedule(None, Constant(0.25), firm=False) == Constant(0.5)  # what never changes needs no table
+    assert gradient_schedule(None, Constant(0.01), firm=True) == Constant(0.25)
+    assert gradient_schedule(0, None, firm=True) == Constant(0.0)
     ramp = Polynomial(1.0, 0.5, 0, 10)
-    assert gradient_schedule(ramp, Constant(0.1)) is ramp
+    assert gradient_schedule(ramp, Constant(0.1), firm=True) is ramp
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5])
 def test_gradient_refuses(value):
     with pytest.raises(ValueError, match=f"got {value}"):
-        gradient_schedule(value, None)
+        gradient_schedule(value, None, firm=True)
