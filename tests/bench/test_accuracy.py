@@ -19,15 +19,14 @@ GRID = Grid("lenet300", "digits", RECIPE, (0.05,), {"aswl": {}, "gmp-erk": {"eve
 
 
 @pytest.fixture
-def results(tmp_path, monkeypatch):
+def results(results, monkeypatch):
     """An empty folder of results, and the embedded digits as the data set of every run."""
-    monkeypatch.setattr(rows, "RESULTS", tmp_path)
     monkeypatch.setitem(SUITES, "tiny", (GRID,))
     monkeypatch.setattr("bench.accuracy.train.load", lambda folder, split, load=_digits: load(split))
     monkeypatch.setattr("bench.accuracy.train.HELD_OUT", 300)
     images.cache_clear()
     threads = torch.get_num_threads()
-    yield tmp_path
+    yield results
     torch.set_num_threads(threads)
     images.cache_clear()
 

@@ -10,12 +10,6 @@ from bench import cpu, optim, peers, presets, rows, step
 from bench import suite as bench_suite
 
 
-@pytest.fixture
-def results(tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, "RESULTS", tmp_path)
-    return tmp_path
-
-
 def call(monkeypatch, module, *args):
     monkeypatch.setattr(sys, "argv", ["bench", *args])
     module.main()

@@ -2,16 +2,7 @@
 
 import json
 
-import pytest
-
-from bench import rows
 from bench.tables import pages, speed
-
-
-@pytest.fixture
-def results(tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, "RESULTS", tmp_path)
-    return tmp_path
 
 
 def test_pages_have_a_place_for_their_tables():
