@@ -47,6 +47,7 @@ ALL = {"aswl": {}} | PEERS
 
 SPARSE_MOMENTUM = "TimDettmers/sparse_learning, results/MNIST_compression_comparison_*.csv (100 epochs)"
 DST, SNIP = "arXiv 2005.06870, table 1 and 2", "arXiv 1810.02340, table 1"
+SPARSE_VD = "ars-ashuha/variational-dropout-sparsifies-dnn, README"
 LENET300 = (
     Published("Sparse Momentum", 0.05, 98.47, SPARSE_MOMENTUM),
     Published("Sparse Momentum", 0.02, 98.01, SPARSE_MOMENTUM),
@@ -54,6 +55,9 @@ LENET300 = (
     Published("DST", 0.0248, 97.69, DST),
     Published("SNIP", 0.05, 98.4, SNIP),
     Published("SNIP", 0.02, 97.6, SNIP),
+    Published("DNS", 0.018, 98.0, SNIP),
+    Published("LC", 0.01, 96.8, SNIP),
+    Published("Sparse VD", 0.015, 98.08, SPARSE_VD),
 )
 LENET5 = (
     Published("Sparse Momentum", 0.05, 99.31, SPARSE_MOMENTUM),
@@ -62,6 +66,9 @@ LENET5 = (
     Published("DST", 0.0164, 99.11, DST),
     Published("SNIP", 0.02, 99.2, SNIP),
     Published("SNIP", 0.01, 98.9, SNIP),
+    Published("DNS", 0.009, 99.1, SNIP),
+    Published("LC", 0.01, 98.9, SNIP),
+    Published("Sparse VD", 0.0036, 99.25, SPARSE_VD),
 )
 RIGL = "google-research/rigl issue 8 (original CIFAR-10, 250 epochs)"
 WRN = (

@@ -1,4 +1,4 @@
-"""The table of issue 4: what was asked for on an H200, and what the rows say."""
+"""What the kernels must and should reach on an H200, and what the rows say."""
 
 import json
 from collections.abc import Iterator

@@ -7,17 +7,18 @@ from bench.accuracy import report
 from bench.accuracy.suites import SUITES
 
 PUBLISHED = {  # test accuracy % at % of weights left, as their sources print it
-    "mnist": "98.01 Sparse Momentum [1], 97.6 SNIP [2], 98.0 at 1.8% DNS [2]",
+    "mnist": "98.01 Sparse Momentum [1], 97.6 SNIP [2]; 98.08 at 1.5% Sparse VD [3], 98.0 at 1.8% DNS [2]",
     "mnist-1": "97.64 Sparse Momentum [1], 96.8 LC [2]",
-    "mnist-paper": "-",
-    "mnist-lenet5": "99.24 Sparse Momentum [1], 99.2 SNIP [2]",
-    "mnist-lenet5-1": "99.17 Sparse Momentum [1], 98.9 SNIP [2]",
+    "mnist-lenet5": "99.24 Sparse Momentum [1], 99.2 SNIP [2], 99.11 at 1.64% DST [4]",
+    "mnist-lenet5-1": "99.17 Sparse Momentum [1], 98.9 SNIP [2], 98.9 LC [2]; 99.1 at 0.9% DNS [2], 99.25 at 0.36% Sparse VD [3]",
 }
 SOURCES = (
-    "[1] TimDettmers/sparse_learning, `results/MNIST_compression_comparison_*.csv`; [2] SNIP (arXiv 1810.02340), table 1. "
-    "Methods count layers and budgets of training in their own ways; ours counts every weight matrix. The digits' recipe was "
-    "chosen on their test images: a demonstration, not a held-out number."
+    "[1] TimDettmers/sparse_learning, `results/MNIST_compression_comparison_*.csv`; [2] SNIP (arXiv 1810.02340), table 1; "
+    "[3] ars-ashuha/variational-dropout-sparsifies-dnn, README; [4] DST (arXiv 2005.06870), table 1. Published methods count "
+    "layers and budgets of training in their own ways; ours counts every weight matrix."
 )
+DATA = {"mnist": "MNIST", "cifar10_jpeg": "CIFAR-10 (JPEG)"}
+FEW_PEERS = ("collapse",)  # suites that only docs/accuracy.md shows
 
 
 def newest_presets() -> list[dict[str, Any]]:
@@ -25,31 +26,22 @@ def newest_presets() -> list[dict[str, Any]]:
     return list({row["preset"]: row for row in rows.read("presets")}.values())
 
 
-def presets(measured: list[dict[str, Any]]) -> list[str]:
-    """Ours beside published numbers."""
-    lines = [
-        "| test accuracy, % | weights left | ours, mean ± std | seeds | seconds a run (threads) | published |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in measured:
-        left = " to ".join(
-            f"{percent:.2f}%" for percent in sorted({round(100 * k / row["size"], 2) for k in row["kept"]})
-        )
-        spread = "" if row["std"] is None else f" ± {row['std']:.2f}"
-        dense = f" (dense twin {sum(row['dense']) / len(row['dense']):.2f})" if "dense" in row else ""
-        ours = f"{row['mean']:.2f}{spread}{dense}"
-        setting = f"`{row['command']}`, {row['model']}, {row['epochs']} epochs"
-        cost = f"{row['seconds']} ({row['threads']})"
-        published = PUBLISHED.get(row["preset"], "-")
-        lines.append(f"| {setting} | {left} | {ours} | {len(row['seeds'])} | {cost} | {published} |")
-    return lines if measured else []
+def headlines(measured: list[dict[str, Any]]) -> list[list[str]]:
+    """Cells of the README: presets beside published numbers."""
+    named = {row["preset"]: row for row in measured}
+    lines = []
+    for preset, published in PUBLISHED.items():
+        if row := named.get(preset):
+            what = f"{row['model']}, MNIST, {row['epochs']} epochs: `{row['command']}`"
+            lines.append([what, _left(row), f"{_mean(row)} ({len(row['seeds'])})", f"published: {published}", ""])
+    return lines
 
 
-def best() -> list[str]:
-    """Ours beside the best peer and the dense twin, for every grid that has rows of both."""
+def best() -> list[list[str]]:
+    """Cells of the README: ours beside the best peer and the dense twin, for every grid that has rows of both."""
     lines = []
     for suite, members in SUITES.items():
-        for grid in members:
+        for grid in members if suite not in FEW_PEERS else ():
             found = report.cells(report.finished(grid, "test", "accuracy"))
             dense = [cell for cell in found if cell.density == 1]
             for density in grid.densities:
@@ -57,14 +49,25 @@ def best() -> list[str]:
                 ours = [cell for cell in here if cell.method == "aswl"]
                 peers = [cell for cell in here if cell.method != "aswl"]
                 if ours and peers:
-                    what = f"`bench.accuracy --suite {suite}`: {grid.model}, {grid.recipe.epochs} epochs"
-                    peer = f"{report.score(peers[0])} ({peers[0].method}, best of {len(peers)})"
+                    what = f"{grid.model}, {DATA.get(grid.data, grid.data)}, {grid.recipe.epochs} epochs, the same for all: suite `{suite}`"
+                    peer = _best_peer(peers, len(grid.methods) - 1)
                     twin = report.score(dense[0]) if dense else "-"
-                    lines.append(f"| {what} | {density:.1%} | {report.score(ours[0])} | {peer} | {twin} |")
-    head = (
-        "| the same training for all, test accuracy, % | weights left | ours, mean ± std (seeds) | best peer | dense |"
-    )
-    return [head, "|---|---|---|---|---|", *lines] if lines else []
+                    lines.append([what, f"{density:.1%}", report.score(ours[0]), peer, twin])
+    return lines
+
+
+def presets(measured: list[dict[str, Any]]) -> str:
+    """All presets that were measured."""
+    lines = [
+        "| preset | weights left | accuracy, % (seeds) | dense twin | seconds a run (threads) |",
+        "|---|---|---|---|---|",
+    ]
+    for row in measured:
+        setting = f"`{row['command']}`: {row['model']}, {row['epochs']} epochs"
+        twin = f"{sum(row['dense']) / len(row['dense']):.2f}" if "dense" in row else "-"
+        cost = f"{row['seconds']} ({row['threads']})"
+        lines.append(f"| {setting} | {_left(row)} | {_mean(row)} ({len(row['seeds'])}) | {twin} | {cost} |")
+    return "\n".join(["## Presets\n", *lines]) + "\n"
 
 
 def grids() -> list[str]:
@@ -76,3 +79,21 @@ def grids() -> list[str]:
                 command = f"python -m bench.accuracy --suite {suite} --models {grid.model} --threads 1"
                 parts.append(f"## {suite}: {grid.model}\n\n`{command}`\n\n{report.table(grid, found)}")
     return parts
+
+
+def _left(row: dict[str, Any]) -> str:
+    """The density that a preset's runs ended at, as % of the weights."""
+    return " to ".join(f"{percent:.2f}%" for percent in sorted({round(100 * k / row["size"], 2) for k in row["kept"]}))
+
+
+def _mean(row: dict[str, Any]) -> str:
+    """Mean ± standard deviation of a preset's accuracies."""
+    return f"{row['mean']:.2f}" + ("" if row["std"] is None else f" ± {row['std']:.2f}")
+
+
+def _best_peer(peers: list[report.Cell], asked: int) -> str:
+    """The best peer's accuracy, of how many it is the best, and how many failed or were not run."""
+    failed = sum(not peer.accuracies for peer in peers)
+    notes = [f"best of {len(peers) - failed}"]
+    notes += [f"{failed} failed"] * bool(failed) + [f"{asked - len(peers)} not run"] * (asked > len(peers))
+    return f"{report.score(peers[0])} {peers[0].method}, {', '.join(notes)}"

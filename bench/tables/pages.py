@@ -22,19 +22,30 @@ def readme() -> str:
     """What was reached, and at what cost."""
     presets, steps = accuracy.newest_presets(), speed.newest_steps()
     products, on_gpu = speed.newest_products(), newest(rows.read("gpu"))
-    parts = [accuracy.presets(presets), accuracy.best(), speed.steps(steps), speed.ranges(products), speed.gpu(on_gpu)]
-    return _text(parts, f"{accuracy.SOURCES} {_machines([*presets, *steps, *products, *on_gpu])}")
+    head = ["", "weights left", "ours", "others", "dense"]
+    lines = [
+        head,
+        ["---"] * len(head),
+        *accuracy.headlines(presets),
+        *accuracy.best(),
+        *speed.headlines(steps, products),
+    ]
+    if not on_gpu:
+        lines.append(["everything on a GPU", "", "not measured", "", ""])
+    table = [f"| {' | '.join(line)} |" for line in lines]
+    return _text([table], f"{accuracy.SOURCES} {_machines([*presets, *steps, *products, *on_gpu])}")
 
 
 def accuracies() -> str:
-    """All methods of every grid of ``bench.accuracy``."""
-    return "\n" + "\n".join(accuracy.grids())
+    """All presets, and all methods of every grid of ``bench.accuracy``."""
+    return "\n" + "\n".join([accuracy.presets(accuracy.newest_presets()), *accuracy.grids()])
 
 
 def speeds() -> str:
-    """Every product on a CPU that was measured."""
-    products = speed.newest_products()
-    return _text([speed.kernels(products)], _machines(products))
+    """Every training step and every product on a CPU that was measured, and what a GPU was asked for."""
+    steps, products, on_gpu = speed.newest_steps(), speed.newest_products(), newest(rows.read("gpu"))
+    parts = [speed.steps(steps), speed.kernels(products), speed.gpu(on_gpu)]
+    return _text(parts, _machines([*steps, *products, *on_gpu]))
 
 
 PAGES = {ROOT / "README.md": readme, ROOT / "docs" / "accuracy.md": accuracies, ROOT / "docs" / "speed.md": speeds}

@@ -150,6 +150,17 @@ def test_suites_name_what_there_is():
 
 def test_readme_shows_the_best_peer(results):
     _run(results, "--seeds", "0")
-    (line,) = [line for line in accuracy.best() if "`bench.accuracy --suite tiny`" in line]
+    (line,) = [line for line in accuracy.best() if line[0].endswith("suite `tiny`")]
     scores = {row["run"]["method"]: f"{row['accuracy']:.2f} (1)" for row in rows.read("accuracy")}
-    assert line.endswith(f"| 5.0% | {scores['aswl']} | {scores['gmp-erk']} (gmp-erk, best of 1) | {scores['dense']} |")
+    assert line[1:] == ["5.0%", scores["aswl"], f"{scores['gmp-erk']} gmp-erk, best of 1", scores["dense"]]
+
+
+def test_readme_tells_which_peers_failed_and_which_were_not_run(results, monkeypatch):
+    grid = replace(GRID, methods={name: {} for name in ("aswl", "gmp-erk", "dst", "str")})
+    monkeypatch.setitem(SUITES, "tiny", (grid,))
+    ran = {"accuracy": 90.0, "failed": None, "exact": True, "seconds": 1.0}
+    found = {"aswl": ran, "gmp-erk": ran, "dst": ran | {"accuracy": None, "failed": "NaN"}}
+    wanted = [run for run in grid.runs() if run.seed == 0 and run.method in found]
+    rows.append("accuracy", [{"run": run.key()} | found[run.method] for run in wanted])
+    (line,) = [line for line in accuracy.best() if line[0].endswith("suite `tiny`")]
+    assert line[3:] == ["90.00 (1) gmp-erk, best of 1, 1 failed, 1 not run", "-"]

@@ -10,17 +10,32 @@ def test_pages_have_a_place_for_their_tables():
         assert len(pages.MARKS.findall(path.read_text(encoding="utf-8"))) == 1
 
 
-def test_table_shows_the_newest_rows(results):
+def test_tables_show_the_newest_rows(results):
     context = {"machine": "cpu", "torch": "2", "threads": 1}
     old = {"preset": "mnist", "command": "aswl train mnist", "model": "lenet300", "epochs": 20, "seeds": [0]}
     old |= {"accuracy": [90.0], "mean": 90.0, "std": None, "kept": [5324], "size": 266200} | context | {"seconds": 7}
     new = old | {"seeds": [0, 1], "mean": 98.0, "std": 0.1, "dense": [98.4, 98.6]}
     path = results / "presets.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in (old, new)))
-    table = pages.readme()
-    assert "98.00 ± 0.10 (dense twin 98.50) | 2 | 7 (1) |" in table and "90.00" not in table
+    table, every = pages.readme(), pages.accuracies()
+    assert "| 2.00% | 98.00 ± 0.10 (2) | published: 98.01 Sparse Momentum" in table and "90.00" not in table
+    assert "| 2.00% | 98.00 ± 0.10 (2) | 98.50 | 7 (1) |" in every and "90.00" not in every
+    assert "| everything on a GPU |  | not measured |" in table
     readme = "a\n<!-- table: python -m bench.tables -->\nstale\n<!-- end of table -->\nb\n"
     assert pages.insert(readme, table) == readme.replace("stale\n", table)
+
+
+def test_steps_of_the_readme_are_the_fastest_form(results):
+    row = {"model": "m", "batch": 2, "density": 0.05, "products": "auto", "backward_density": None, "form": "fp32"}
+    row |= {"dense_ms": 20.0, "sparse_ms": 10.4, "ratio": 0.52, "threads": 2}
+    faster = row | {"form": "fp32, channels_last", "dense_ms": 15.0, "sparse_ms": 12.0}
+    half = row | {"form": "bf16", "dense_ms": 8.0, "sparse_ms": 9.0}
+    others = [row | {"density": 0.1, "sparse_ms": 1.0}, row | {"products": "dense", "dense_ms": 1.0}]
+    assert speed.headlines([row, faster, half, *others], []) == [
+        ["m, a training step, CPU, ms", "5.0%", "10 (fp32), 9 (bf16)", "", "15 (fp32), 8 (bf16)"]
+    ]
+    line = "| m, batch 2, density 0.05, measured products, 2 threads | fp32 | 20.0 ms | 10.4 ms | 0.52 |"
+    assert speed.steps([row])[2:] == [line]
 
 
 def test_table_of_a_gpu_shows_every_goal():
@@ -53,5 +68,8 @@ def test_tables_of_kernels(results):
         "| `sparse_linear` 8x4, batch 2, 2 threads | - | 0.8 / - / 3.0 |",
         "| `sparse_linear` 8x4, batch 1, 2 threads | 1.0 / 4.0 / - | 2.0 / - / - |",
     ]
-    assert speed.ranges(newest)[2:] == ["| `sparse_linear`, 2 threads | 1.0 / 4.0 / - | 0.8 to 2.0 / - / 3.0 |"]
-    assert speed.kernels([]) == speed.ranges([]) == []
+    assert speed.kernels([]) == speed.headlines([], []) == []
+    shown = [row | {"sparsity": 0.95} for row in (new, third)]
+    assert speed.headlines([], [*shown, other]) == [
+        ["`sparse_linear`, 2 threads, CPU, time", "5.0%", "1", "3.0 SparseProp", "0.8 to 2.0"]
+    ]
