@@ -29,7 +29,7 @@ class Scaled(Thresholded):
 
     def push(self) -> Tensor:
         # how fast density() falls with the threshold
-        return self.share * (-self.threshold.clamp(max=LIMIT).square() / 2).exp()
+        return self.share * (-self.threshold.clamp(0, LIMIT).square() / 2).exp()
 
     def margin(self, weight: Tensor) -> Tensor:
         return (weight.abs() / weight.std() - self.threshold) / self.push()
@@ -65,5 +65,6 @@ class ASL(LearnedThresholds):
         return self.strength * (density - self.target).square().sum()
 
     def adjust(self) -> None:
-        for weight in self.dense.values():
+        for name, weight in self.dense.items():
             weight.sub_(weight.mean())
+            self.learned[name].threshold.clamp_(min=0)  # below, it cuts as much as at 0 and learns nothing

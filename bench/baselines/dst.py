@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from bench.baselines.learned import LearnedThresholds, Thresholded
 
 
+LIMITS = -10.0, 80.0  # of a threshold in push(), whose values are then neither 0 nor infinite in fp32
+
+
 def long_tailed(x: Tensor) -> Tensor:
     """The estimator of the step function's derivative: 2 - 4|x| up to 0.4, then 0.4 up to 1, then 0."""
     x = x.abs()
@@ -23,7 +26,7 @@ class StepMask(Thresholded):
         return weight * ((still > 0) + long_tailed(still) * (over - still))
 
     def push(self) -> Tensor:
-        return (-self.threshold).exp()  # the regulariser is a sum of exp(-t)
+        return (-self.threshold.clamp(*LIMITS)).exp()  # the regulariser is a sum of exp(-t)
 
     def margin(self, weight: Tensor) -> Tensor:
         return (weight.abs() - self._rows(self.threshold, weight)) / self._rows(self.push(), weight)

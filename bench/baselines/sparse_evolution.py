@@ -15,7 +15,7 @@ class SET(DropAndGrow):
     """Drops the smallest positive and the largest negative weights, ``fraction`` (the paper's zeta, 0.3) of each, and
     grows as many at random. ``shares``: Erdős-Rényi, equation 1. ``every``: the paper's is once per epoch.
 
-    New weights start next to zero: at zero, the many that no gradient reaches would stay there, and not count.
+    New weights start next to zero, of either sign: at zero, the many that no gradient reaches would stay there, and not count.
     ``end``: the paper's masks change until the last epoch, at a constant learning rate; where the rate falls to 0, a
     third of the weights would then have no time left to learn.
     """
@@ -35,4 +35,5 @@ class SET(DropAndGrow):
 
     def start(self, name: str, new: Tensor) -> None:
         weight = self.layers[name].weight
-        weight.copy_(torch.where(new, START * (1 - random_like(weight)), weight))
+        small = START * (1 - random_like(weight))
+        weight.copy_(torch.where(new, torch.where(random_like(weight) < 0.5, small, -small), weight))

@@ -88,11 +88,21 @@ def test_gaussian_density():
     assert parametrization.density().item() == pytest.approx(0.25 * 0.3173, abs=1e-5)  # beyond one standard deviation
 
 
-def test_a_far_threshold_can_still_be_pushed():
-    far = Scaled(torch.tensor([30.0]), share=0.3, limit=math.inf)  # exp(-30 * 30 / 2) is 0 in float32
-    assert far.push() > 0
+@pytest.mark.parametrize("start", [30.0, -30.0, 200.0, -200.0])  # exp(-30 * 30 / 2) is 0 in float32, exp(200) infinite
+def test_a_far_threshold_can_still_be_pushed(start):
+    for far in (Scaled(torch.tensor([start]), share=0.3, limit=math.inf), StepMask(torch.tensor([start]))):
+        assert 0 < far.push() < math.inf
+        assert far.margin(torch.tensor([[0.0, 1.0]])).isfinite().all()
     assert SoftThreshold(torch.tensor([2.0])).push() > 0
-    assert far.margin(torch.tensor([0.0, 1.0])).isfinite().all()
+
+
+def test_asl_keeps_no_threshold_below_zero():
+    method = ASL(torch.nn.Sequential(torch.nn.Linear(4, 4)), density=0.5, steps=100)
+    (learned,) = method.learned.values()
+    with torch.no_grad():
+        learned.threshold.fill_(-20.0)
+        method.adjust()
+    assert learned.threshold == 0
 
 
 @pytest.mark.parametrize(

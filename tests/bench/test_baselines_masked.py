@@ -111,18 +111,20 @@ def test_set_drops_the_weights_around_zero_of_both_signs():
     assert sum(mask) == 6 and all(mask[i] for i in (1, 2, 4, 5))
     assert weight[1:3] == pytest.approx([0.2, 0.3]) and weight[4:6] == [-5, -6]
     assert weight[0] == pytest.approx(0.1 * mask[0]) and weight[3] == -4 * mask[3]  # may come back at once
-    assert all(0 < w <= 1e-3 if kept else w == 0 for w, kept in zip(weight[6:], mask[6:]))
+    assert all(0 < abs(w) <= 1e-3 if kept else w == 0 for w, kept in zip(weight[6:], mask[6:]))
 
 
 def test_set_grows_anywhere():
-    grown = torch.zeros(12)
+    grown, signs = torch.zeros(12), set()
     for seed in range(60):
         torch.manual_seed(seed)
         method = SET(layers([1.0] * 12), density=0.5, steps=100, every=1, fraction=0.34)
         grown += prepared(method, [[1.0, 2, 3, -4, -5, -6, 0, 0, 0, 0, 0, 0]], [[1.0] * 12]).masks["0"][0]
+        signs |= set(method.model[0].weight[0, 6:].sign().tolist())
     assert grown[[1, 2, 4, 5]].tolist() == [60] * 4
     others = grown[[0, 3, *range(6, 12)]]  # 2 of 8 each time
     assert others.sum() == 120 and others.min() >= 5 and others.max() <= 28
+    assert signs == {-1, 0, 1}
 
 
 def test_sparse_momentum_is_a_mean_of_dense_gradients():
