@@ -1,5 +1,6 @@
 """What ties a sparsifier to an optimizer."""
 
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Protocol
@@ -10,6 +11,10 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from aswl.optim import FusedStep
 from aswl.structure import Structure
+
+RELATIVE = (
+    0.1  # of an adaptive optimizer's eps for the attentions, whose gradients are at most 1: little is divided away
+)
 
 
 def check_optimizer(optimizer: Optimizer, structure: Structure) -> None:
@@ -31,6 +36,20 @@ def check_optimizer(optimizer: Optimizer, structure: Structure) -> None:
     devices = {str(entry.weight.device) for entry in structure.entries}
     if len(devices) > 1:
         raise ValueError(f"attach: want all pruned weights on one device; got {', '.join(sorted(devices))}")
+
+
+def warn_of_adaptive(optimizer: Optimizer, structure: Structure) -> None:
+    """Warn where the optimizer will divide the attentions' gradients by their past size, and they cease to be relative."""
+    attentions = {id(entry.attention) for entry in structure.entries}
+    for group in optimizer.param_groups:
+        eps = group.get("eps")
+        if isinstance(eps, float) and eps < RELATIVE and any(id(p) in attentions for p in group["params"]):
+            warnings.warn(
+                f"attach: {type(optimizer).__name__} divides the attentions' gradients by their past size, and layers of a "
+                "low density then change too fast or too slowly; make its groups with param_groups(adaptive=True)",
+                stacklevel=3,
+            )
+            return
 
 
 class Follower(Protocol):

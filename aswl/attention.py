@@ -10,8 +10,11 @@ FLOOR = 0.01  # smallest attention, and smallest kept fraction, of the paper's m
 
 
 def pruning_ratio(attention: Tensor, alpha: float) -> Tensor:
-    """p = clip((1 - a)^alpha, 0, 0.99), differentiable at a = 1, too, where training starts (arXiv 2111.02399)."""
-    ratio = torch.where(attention > 1, 0, 1 - attention).pow(alpha)  # at a bound clamp has no gradient in torch 2.15
+    """p = clip((1 - a)^alpha, 0, 0.99) (arXiv 2111.02399), differentiable at a = 1, too, where training starts: linear in
+    the last thousandth, or the slope there would be 0 or infinite.
+    """
+    gap = torch.where(attention > 1, 0, 1 - attention)  # at a bound clamp has no gradient in torch 2.15
+    ratio = gap * gap.clamp(min=1e-3).pow(alpha - 1)
     return torch.where(ratio > 1 - FLOOR, 1 - FLOOR, ratio)
 
 

@@ -55,9 +55,10 @@ class StepFollower:
         own._steering.apply(scale, sums)
         return weights
 
+    @torch.no_grad()
     def finish(self) -> None:
         own = self.sparsifier
         own._clock.advance()
         every = own.settings.refresh_every
         if every == 1 or own.step % every == 0:
-            own.refresh()
+            own._follow(own._steering.bounded(own._structure.attentions()))

@@ -23,7 +23,9 @@ class Polynomial:
     def __call__(self, step: int) -> float:
         if step >= self.finish:
             return self.end
-        progress = max(step - self.begin, 0) / (self.finish - self.begin)
+        if step <= self.begin:
+            return self.start
+        progress = (step - self.begin) / (self.finish - self.begin)
         return self.end + (self.start - self.end) * (1 - progress) ** self.power
 
 

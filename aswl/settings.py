@@ -77,7 +77,8 @@ class Settings:
             self._default("target", density_schedule(self.schedule, self.density, self.steps))
         self._default("pruned_gradient", gradient_schedule(self.dense_gradient, self.target, self.firm))
         if self.target is not None:
-            check_density(self.target(0), 0)
+            for step in range(self.steps + 1 if self.capturable and self.steps else 1):
+                check_density(self.target(step), step)
         schedules = [schedule for schedule in (self.target, self.pruned_gradient) if schedule]
         tables = self.capturable and not all(isinstance(schedule, Constant) for schedule in schedules)
         wanted = "steps= with capturable=True, which makes tables of the schedules"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from aswl import attention as rules
-from aswl.attachment import check_optimizer, follow, forbid_steps
+from aswl.attachment import check_optimizer, follow, forbid_steps, warn_of_adaptive
 from aswl.clock import Clock, DeviceClock
 from aswl.convert import release, sparsify
 from aswl.follower import StepFollower
@@ -89,24 +89,24 @@ class ASWL:
         thresholding: str | None = None,
     ):
         self.settings = Settings(
-            density,
-            gamma,
-            alpha,
-            steps,
-            schedule,
-            min_keep,
-            attention_scale,
-            attention_gradient,
-            dense_gradient,
-            band,
-            refresh_every,
-            initial_attention,
-            penalty_target,
-            weight_penalty,
-            products,
-            backward_density,
-            capturable,
-            thresholding,
+            density=density,
+            gamma=gamma,
+            alpha=alpha,
+            steps=steps,
+            schedule=schedule,
+            min_keep=min_keep,
+            attention_scale=attention_scale,
+            attention_gradient=attention_gradient,
+            dense_gradient=dense_gradient,
+            band=band,
+            refresh_every=refresh_every,
+            initial_attention=initial_attention,
+            penalty_target=penalty_target,
+            weight_penalty=weight_penalty,
+            products=products,
+            backward_density=backward_density,
+            capturable=capturable,
+            thresholding=thresholding,
         )
         if guard and capturable:
             raise ValueError("ASWL: want guard=False with capturable=True, since the guard reads norms on the host")
@@ -139,27 +139,39 @@ class ASWL:
         vars(self).update(state)
         self._allow_steps = forbid_steps(self._structure)
 
-    def param_groups(self, *, attention_lr: float = 0.001, **options: Any) -> list[dict[str, Any]]:
+    def param_groups(
+        self, *, attention_lr: float | None = None, adaptive: bool = False, **options: Any
+    ) -> list[dict[str, Any]]:
         """Two parameter groups for an optimizer: the model's own parameters with ``options`` (lr, weight_decay, ...), and
         the attentions with ``attention_lr`` and no weight decay.
+
+        ``adaptive``: for Adam and its like under ``density=``. They divide gradients by their past size; the attentions'
+        keep theirs (``eps=1``), since it makes their steps relative ones. ``attention_lr``: None for 0.001, which SGD's
+        momentum of 0.9 makes ten times as fast, or 0.01 with ``adaptive``.
         """
+        if attention_lr is None:
+            attention_lr = 0.01 if adaptive else 0.001
         attentions = [entry.attention for entry in self._structure.entries if entry.attention.requires_grad]
         own = {id(attention) for attention in attentions}
         others = [parameter for parameter in self.model.parameters() if id(parameter) not in own]
         return [
             {"params": others, **options},
-            {"params": attentions, **options, "lr": attention_lr, "weight_decay": 0.0},
+            {"params": attentions, **options, "lr": attention_lr, "weight_decay": 0.0}
+            | ({"eps": 1.0} if adaptive else {}),
         ]
 
     def attach(self, optimizer: Optimizer) -> None:
         """Let the structure follow every ``optimizer.step()`` from here on, closures and skipped steps included.
 
         Raises ``TypeError`` for LBFGS and for what is not an optimizer, ``ValueError`` for one that lacks some of
-        the pruned weights or attentions, ``RuntimeError`` when called twice.
+        the pruned weights or attentions, ``RuntimeError`` when called twice. Warns of one that takes the attentions'
+        gradients for absolute ones (see ``adaptive`` of :meth:`param_groups`).
         """
         if self._attached:
             raise RuntimeError("attach: called twice; this sparsifier already follows an optimizer")
         check_optimizer(optimizer, self._structure)
+        if self.settings.target is not None:
+            warn_of_adaptive(optimizer, self._structure)
         follow(optimizer, StepFollower(self), self.settings.capturable)
         self._attached = True
         self._allow_steps()
@@ -182,7 +194,11 @@ class ASWL:
     @torch.no_grad()
     def refresh(self) -> None:
         """Bring attentions, kept counts and thresholds up to date; :meth:`attach` makes this follow the optimizer."""
-        options, sizes, attention = self.settings, self._structure.sizes, self._structure.attentions()
+        self._follow(self._structure.attentions())
+
+    def _follow(self, attention: Tensor) -> None:
+        """Bring attentions, kept counts and thresholds up to these attentions, [L]."""
+        options, sizes = self.settings, self._structure.sizes
         if options.target is None:
             attention = attention.clamp(rules.FLOOR, 1)
             keep = rules.keep_count(attention, sizes, options.alpha, options.min_keep)

@@ -12,6 +12,7 @@ from aswl_kernels import share_gradient_
 from aswl_kernels.reference_sharing import density_slope, observe_
 
 SMOOTHING = 0.99  # of the signal, from step to step
+LEAST, MOST = 0.95, 1.05  # factors of a layer's density in a step
 PATIENCE = 100  # steps in a row without a signal before a word is due
 
 
@@ -26,7 +27,9 @@ class Steering:
         self.structure, self.settings = structure, settings
         self.signal = torch.zeros(len(structure.entries), dtype=torch.float32)
         self.observed = torch.zeros((), dtype=torch.float32)
+        self._range = torch.tensor([[LEAST], [MOST]])
         self._missed = 0  # steps in a row in which a layer took no part
+        self._before: Tensor | None = None  # the attentions that the optimizer is about to move under a budget
 
     def apply(self, scale: Tensor | float, sums: Tensor | None = None) -> None:
         """Replace the attentions' gradients; all gradients come multiplied by ``scale``, and stay so.
@@ -36,7 +39,7 @@ class Steering:
         the shares would compare unlike things. Warns once where that goes on.
         """
         entries, options = self.structure.entries, self.settings
-        paper = options.target is None
+        paper, self._before = options.target is None, None
         if paper and options.attention_gradient == "scale":
             return
         attentions = [entry.attention for entry in entries]
@@ -65,10 +68,20 @@ class Steering:
             seen = self.signal, self.observed, worth
             steered = share_gradient_(*seen, attention, sizes, options.alpha, SMOOTHING, counts)
             steered = scale * steered if isinstance(scale, Tensor) or scale != 1 else steered
-        for attention in attentions:
-            if attention.grad is None:
-                attention.grad = torch.empty_like(attention)
-        torch._foreach_copy_([attention.grad for attention in attentions], steered.split(1))
+            self._before, self._range = attention, self._range.to(attention.device)
+        for each in attentions:
+            if each.grad is None:
+                each.grad = torch.empty_like(each)
+        torch._foreach_copy_([each.grad for each in attentions], steered.split(1))
+
+    def bounded(self, attention: Tensor) -> Tensor:
+        """The attentions after an optimizer's step, [L], held between 0.95 and 1.05 times what they were.
+
+        Their gradients make relative steps of 1% at most by default. An optimizer that divides by the size of past
+        gradients, as Adam does, takes others, and a small layer would lose all its weights in a few of them.
+        """
+        before, self._before = self._before, None
+        return attention if before is None else attention.clamp(*(self._range * before))
 
     def _warn(self) -> None:
         """Unless all attentions are frozen, which asks for shares that stay as they are."""

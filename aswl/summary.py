@@ -9,7 +9,7 @@ from aswl.structure import PrunedWeight
 class LayerSummary:
     """One pruned weight. ``flops``: multiplications and additions per sample with the kept weights; ``dense_flops``:
     with all of them; None until the layer has seen an input (outside ``torch.compile``). ``products``: how that input was
-    multiplied, "dense" or "sparse"; ``break_even``: the density below which "auto" takes sparse ones, where it was
+    multiplied, "dense", "sparse" or "fused"; ``break_even``: the density below which "auto" takes sparse ones, where it was
     measured.
     """
 

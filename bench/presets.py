@@ -8,9 +8,13 @@ import json
 import statistics
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+from aswl.training.config import load_preset
 from bench import rows
+
+PLACE = ("seed", "data", "output", "device", "threads", "resume", "tensorboard")  # what a command leaves to its user
 
 
 def run(preset: str, seed: int, folder: Path, options: list[str]) -> dict:
@@ -33,6 +37,15 @@ def run(preset: str, seed: int, folder: Path, options: list[str]) -> dict:
     return json.loads(report.read_text(encoding="utf-8"))
 
 
+def command(preset: str, config: dict) -> str:
+    """The command that trains as a report's config says, but for seed, machine and place."""
+    usual = json.loads(json.dumps(asdict(load_preset(preset)), default=str))
+    changed = {name: value for name, value in config.items() if name not in PLACE and value != usual[name]}
+    return " ".join(
+        [f"aswl train {preset}", *(f"--{name.replace('_', '-')}={value}" for name, value in changed.items())]
+    )
+
+
 def row_of(preset: str, reports: list[dict]) -> dict:
     """The row of a preset: one accuracy (%) per seed, mean and standard deviation."""
     config = reports[0]["config"]
@@ -40,7 +53,7 @@ def row_of(preset: str, reports: list[dict]) -> dict:
     accuracies = [100 * result["accuracy"] for result in sparse]
     row = {
         "preset": preset,
-        "command": f"aswl train {preset}",
+        "command": command(preset, config),
         "model": config["model"],
         "epochs": config["epochs"],
         "seeds": [report["config"]["seed"] for report in reports],

@@ -14,18 +14,30 @@ from aswl_kernels.backends import cpu_name
 RESULTS = Path(__file__).parent / "results"
 
 
+def _commit() -> str:
+    """The commit that is checked out, with a + where files differ from it; empty outside of a git repository."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(RESULTS.parent), *arguments]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        except FileNotFoundError:
+            return ""
+
+    changed = git("status", "--porcelain", "-uno", ":/", ":(exclude)results")
+    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+
+
+COMMIT = _commit()  # when the process starts: another may be checked out when its rows are written
+
+
 def append(claim: str, rows: list[dict[str, Any]]) -> Path:
     """Append ``rows`` to ``bench/results/<claim>.jsonl``, each with machine, versions, commit and date."""
-    git = ["git", "-C", str(RESULTS.parent)]
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    changed = subprocess.run(
-        [*git, "status", "--porcelain", "-uno", ":/", ":(exclude)results"], capture_output=True, text=True, check=False
-    )
     context = {
         "machine": cpu_name(),
         "python": platform.python_version(),
         "torch": version("torch"),
-        "commit": commit.stdout.strip() + ("+" if changed.stdout.strip() else ""),
+        "commit": COMMIT,
         "date": date.today().isoformat(),
     }
     RESULTS.mkdir(exist_ok=True)

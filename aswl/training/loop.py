@@ -173,7 +173,7 @@ class Loop:
             return [{"params": self.model.parameters(), **options}]
         if config.attention_lr is not None:
             options["attention_lr"] = config.attention_lr
-        return self.sparsifier.param_groups(**options)
+        return self.sparsifier.param_groups(adaptive=config.optimizer == "adamw", **options)
 
     def _wrap(self) -> Callable[[Tensor], Tensor]:
         network: nn.Module = self.model

@@ -68,9 +68,8 @@ def score(run: Path, data: str | None = None) -> tuple[FinishedModel, Score]:
     """
     model, config = read(run), load_preset(run / "config.yaml")
     images = load(data or config.source(), "test")
-    if images.input_shape != model.input_shape or len(images.classes) > len(model.classes):
-        wanted = f"images {model.input_shape} in at most {len(model.classes)} classes"
-        raise ValueError(f"data: want {wanted}; got {images.input_shape} in {len(images.classes)}")
+    if misfit := images.misfit(model.input_shape, model.classes):
+        raise ValueError(f"data: {misfit}")
     with join(config.device) as world:
         batches = for_test(images, model.mean, model.std, world)
         return model, evaluate(model.network.to(world.device), batches, world, config.amp)

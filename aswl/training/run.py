@@ -101,8 +101,9 @@ def _finish(loop: Loop, results: dict[str, Any]) -> None:
     """Write the finished sparse network and the numbers of the run."""
     config, world, task = loop.config, loop.world, loop.task
     loop.model.eval()
-    with torch.no_grad():  # FLOPs are counted in passing, and a resumed network may not have run yet
-        loop.model(next(task.test.epoch(0))[0][:1])
+    if any(layer.flops is None for layer in loop.sparsifier.summary().layers):  # a resumed network may not have run yet
+        with torch.no_grad():
+            loop.model(next(task.test.epoch(0))[0][:1])
     network, summary = loop.sparsifier.finalize(), loop.sparsifier.summary()
     score = evaluate(network, task.test, world, config.amp)
     if not world.main:

@@ -34,8 +34,8 @@ def prepare(config: TrainConfig, world: World) -> Task:
     if config.batch_size % world.size:
         raise ValueError(f"batch_size: want a multiple of the {world.size} processes; got {config.batch_size}")
     train, test = (load(config.source(), split) for split in ("train", "test"))
-    if test.input_shape != train.input_shape or len(test.classes) > len(train.classes):
-        raise ValueError(f"{config.data}: the test split is not like the training split: {_like(test)}, {_like(train)}")
+    if misfit := test.misfit(train.input_shape, train.classes):
+        raise ValueError(f"{config.data}: the test split is not like the training split: {misfit}")
     mean, std = channel_stats(train.images)
     std = tuple(s or 1.0 for s in std)  # a constant channel
     batches = Batches(
@@ -61,7 +61,3 @@ def for_test(images: ImageSet, mean: tuple[float, ...], std: tuple[float, ...], 
     """Batches of this process's part of the images, in order, normalised by the training images' mean and std."""
     part = {"rank": world.rank, "world_size": world.size, "device": world.device}
     return Batches(images, EVALUATION_BATCH, train=False, mean=mean, std=std, **part)
-
-
-def _like(images: ImageSet) -> str:
-    return f"{images.input_shape} in {len(images.classes)} classes"

@@ -1,7 +1,7 @@
 """Accuracy of sparse training, ours and its peers', on a declared grid; what is finished is not run again.
 
 python -m bench.accuracy --suite mnist [--methods aswl rigl] [--densities 0.05] [--seeds 0 1 2] [--split validation] [--shard 0/2]
-    [--threads 1] [--device cpu] [--data DIR] [--results accuracy] [--output runs/accuracy] [--report]
+    [--threads 1] [--device cpu] [--data DIR] [--results accuracy] [--output runs/accuracy] [--again] [--report]
 """
 
 import argparse
@@ -17,10 +17,10 @@ from bench.accuracy.train import Run, train
 from bench.baselines import METHODS
 
 
-def run_grid(runs: list[Run], data: Path, device: torch.device, results: str) -> None:
-    """Run what has no row yet; each row is written when it is known."""
+def run_grid(runs: list[Run], data: Path, device: torch.device, results: str, again: bool = False) -> None:
+    """Run what has no row yet, or everything ``again``; each row is written when it is known."""
     for run in runs:
-        if report.key_text(run.key()) in {report.key_text(row["run"]) for row in rows.read(results)}:
+        if not again and report.key_text(run.key()) in {report.key_text(row["run"]) for row in rows.read(results)}:
             continue
         row = {"run": run.key()} | train(run, data / run.data, device)
         rows.append(results, [row])
@@ -46,17 +46,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("ASWL_DATA", "../shared/data")))
     parser.add_argument("--results", default="accuracy", help="rows go to bench/results/NAME.jsonl")
     parser.add_argument("--output", type=Path, default=Path("runs") / "accuracy", help="folder of the plots")
+    parser.add_argument("--again", action="store_true", help="run what has a row, too; the newest row counts")
     parser.add_argument("--report", action="store_true", help="run nothing, report what is there")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     shard, shards = map(int, args.shard.split("/"))
+    if not 0 <= shard < shards:
+        parser.error(f"--shard: want I/N with 0 <= I < N; got {args.shard}")
     grids = [grid for grid in SUITES[args.suite] if not args.models or grid.model in args.models]
     runs = [run for grid in grids for run in grid.runs(args.split)]
     runs = [run for run in runs if not args.methods or run.method in args.methods]
     runs = [run for run in runs if not args.densities or run.density in args.densities]
     runs = [run for run in runs if not args.seeds or run.seed in args.seeds]
+    if not runs:
+        parser.error(f"no run of {args.suite} has these models, methods, densities and seeds")
     if not args.report:
-        run_grid(runs[shard::shards], args.data, torch.device(args.device), args.results)
+        run_grid(runs[shard::shards], args.data, torch.device(args.device), args.results, args.again)
     args.output.mkdir(parents=True, exist_ok=True)
     for grid in grids:
         found = report.cells(report.finished(grid, args.split, args.results))

@@ -58,11 +58,12 @@ def key_text(key: dict[str, Any]) -> str:
 
 
 def score(cell: Cell) -> str:
-    """Mean ± standard deviation (seeds), of the runs that did not fail."""
+    """Mean ± standard deviation (seeds), of the runs that did not fail, and of how many where some did."""
     if not cell.accuracies:
         return "-"
     spread = "" if cell.spread is None else f" ± {cell.spread:.2f}"
-    return f"{cell.mean:.2f}{spread} ({len(cell.accuracies)})"
+    seeds = f"{len(cell.accuracies)}" + (f" of {len(cell.accuracies) + cell.failed}" if cell.failed else "")
+    return f"{cell.mean:.2f}{spread} ({seeds})"
 
 
 def table(grid: Grid, found: list[Cell]) -> str:

@@ -1,4 +1,4 @@
-"""The grids: which networks, methods, densities and seeds, by which recipe. Nobody's options are tuned here."""
+"""The grids: which networks, methods, densities and seeds, by which recipe. docs/accuracy.md tells how options were chosen."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace

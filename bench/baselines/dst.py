@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from bench.baselines.learned import LearnedThresholds, Thresholded
 
-
 LIMITS = -10.0, 80.0  # of a threshold in push(), whose values are then neither 0 nor infinite in fp32
 
 

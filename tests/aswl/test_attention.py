@@ -23,6 +23,14 @@ def test_pruning_ratio(attention, alpha, ratio):
     assert got.item() == pytest.approx(ratio)
 
 
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
+def test_slope_at_one_is_neither_zero_nor_infinite(alpha):
+    attention = torch.tensor([1.0, 0.9995, 0.5], requires_grad=True)
+    rules.pruning_ratio(attention, alpha).sum().backward()
+    near = 0.001 ** (alpha - 1)
+    torch.testing.assert_close(-attention.grad, torch.tensor([near, near, alpha * 0.5 ** (alpha - 1)]))
+
+
 @pytest.mark.parametrize(
     ("attention", "size", "min_keep", "keep"),
     [

@@ -207,7 +207,7 @@ def test_transformers_models_train_and_finalize(build):
     layers = [n for n, m in model.named_modules() if type(m) in (nn.Linear, nn.Conv2d)]
     sparsifier = aswl.ASWL(model, density=0.1, steps=8)
     assert list(sparsifier.densities()) == layers
-    optimizer = torch.optim.AdamW(sparsifier.param_groups(lr=1e-3))
+    optimizer = torch.optim.AdamW(sparsifier.param_groups(lr=1e-3, adaptive=True))
     sparsifier.attach(optimizer)
     x, y = torch.randn(8, 3, 32, 32), torch.arange(8) % 5
     losses = []

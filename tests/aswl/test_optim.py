@@ -49,7 +49,7 @@ def train(model, optimizer, steps, sparsifier=None, begin=0):
 def sparse(kind, options, convolution=False, **method):
     model = net(convolution)
     sparsifier = aswl.ASWL(model, **method if "gamma" in method else {"density": 0.2, "steps": 40} | method)
-    optimizer = kind(sparsifier.param_groups(**options))
+    optimizer = kind(sparsifier.param_groups(adaptive=issubclass(kind, torch.optim.AdamW), **options))
     sparsifier.attach(optimizer)
     return model, sparsifier, optimizer
 
@@ -325,7 +325,7 @@ def test_groups_and_new_layers_states(name):
         attentions = [layer.attention for layer in model if hasattr(layer, "attention")]
         groups = [{"params": [model[4].weight, model[0].weight], "lr": 0.03}, {"params": [model[2].weight]}]
         options = {"momentum": 0.9, "dampening": 0.2} if name == "sgd" else {}
-        optimizer = kind([*groups, {"params": attentions, "lr": 0.001}], lr=0.01, **options)
+        optimizer = kind([*groups, {"params": attentions, "lr": 0.001, "eps": 1.0}], lr=0.01, **options)
         sparsifier.attach(optimizer)
         model[2].weight.requires_grad_(False)
         train(model, optimizer, 2)
@@ -350,7 +350,7 @@ def test_a_thawed_weight_that_the_optimizer_lacks_stays(name):
     sparsifier = aswl.ASWL(model, density=0.3, schedule="constant")
     model[0].weight.requires_grad_(False)
     held = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = KINDS[name][0](held, lr=0.1)
+    optimizer = KINDS[name][0](held, lr=0.1, **({"eps": 1.0} if name == "adamw" else {}))
     sparsifier.attach(optimizer)
     model[0].weight.requires_grad_(True)
     before = [layer.weight.detach().clone() for layer in (model[0], model[2])]

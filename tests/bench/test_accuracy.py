@@ -86,6 +86,29 @@ def test_options_choose_cells(results, monkeypatch):
     assert [run.seed for run in by_method] == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (["--densities", "0.03"], "no run of tiny has these"),
+        (["--models", "resnet2O"], "no run of tiny has these"),
+        (["--shard", "2/2"], "want I/N with 0 <= I < N; got 2/2"),
+    ],
+)
+def test_what_asks_for_nothing_is_refused(results, capsys, options, match):
+    with pytest.raises(SystemExit):
+        _run(results, *options)
+    assert match in capsys.readouterr().err
+
+
+def test_again_runs_what_has_a_row(results):
+    only = ["--seeds", "0", "--methods", "gmp-erk"]
+    _run(results, *only)
+    _run(results, *only)
+    assert len(rows.read("accuracy")) == 1
+    _run(results, *only, "--again")
+    assert len(rows.read("accuracy")) == 2 and len(report.finished(GRID, "test", "accuracy")) == 1
+
+
 def test_rows_tell_what_was_kept(results):
     run = Run("lenet300", "digits", 0.05, "aswl", 0, RECIPE)
     row = train(run, results, torch.device("cpu"))
@@ -130,6 +153,11 @@ def test_table_gathers_seeds():
     text = report.table(replace(GRID, published=(Published("c", 0.1, 95.0, "a paper"),)), found)
     assert "| 10.0% | a | 91.00 ± 1.41 (2) | 0 | yes | 2 |" in text
     assert "| 10.00% | c, published: a paper | 95.0 |" in text
+
+
+def test_score_tells_of_failed_seeds():
+    cell = report.Cell("aswl", 0.1, [90.0, 91.0], 1, True, 1.0)
+    assert report.score(cell) == "90.50 ± 0.71 (2 of 3)" and report.score(cell._replace(failed=0)) == "90.50 ± 0.71 (2)"
 
 
 def test_plot_is_the_same_for_the_same_rows(results):

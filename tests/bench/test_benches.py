@@ -87,13 +87,15 @@ def test_presets_runs_each_seed_once(results, monkeypatch, capsys):
     assert [report.stat().st_mtime_ns for report in reports] == before
     first, again = rows.read("presets")
     assert first["accuracy"] == again["accuracy"] and first["seeds"] == [0, 1] and first["kept"] == [2510, 2510]
+    assert first["command"] == "aswl train digits --epochs=3 --twin=False"
 
 
 def test_row_by_hand():
     def report(seed, accuracy):
         sparse = {"accuracy": accuracy, "kept": 10, "size": 100, "seconds": 7.4}
-        config = {"model": "m", "epochs": 3, "seed": seed}
+        config = {"model": "lenet300", "epochs": 60, "seed": seed}
         return {"networks": {"sparse": sparse, "dense": {"accuracy": 0.99}}, "config": config, "threads": 2}
 
-    row = presets.row_of("name", [report(0, 0.97), report(1, 0.98), report(2, 0.96)])
+    row = presets.row_of("digits", [report(0, 0.97), report(1, 0.98), report(2, 0.96)])
     assert (row["mean"], row["std"], row["seeds"], row["dense"]) == (97.0, 1.0, [0, 1, 2], [99.0] * 3)
+    assert row["command"] == "aswl train digits"

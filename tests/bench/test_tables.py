@@ -15,8 +15,9 @@ def test_tables_show_the_newest_rows(results):
     old = {"preset": "mnist", "command": "aswl train mnist", "model": "lenet300", "epochs": 20, "seeds": [0]}
     old |= {"accuracy": [90.0], "mean": 90.0, "std": None, "kept": [5324], "size": 266200} | context | {"seconds": 7}
     new = old | {"seeds": [0, 1], "mean": 98.0, "std": 0.1, "dense": [98.4, 98.6]}
+    changed = new | {"command": "aswl train mnist --epochs=1", "mean": 90.0}
     path = results / "presets.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in (old, new)))
+    path.write_text("".join(json.dumps(row) + "\n" for row in (old, new, changed)))
     table, every = pages.readme(), pages.accuracies()
     assert "| 2.00% | 98.00 ± 0.10 (2) | published: 98.01 Sparse Momentum" in table and "90.00" not in table
     assert "| 2.00% | 98.00 ± 0.10 (2) | 98.50 | 7 (1) |" in every and "90.00" not in every

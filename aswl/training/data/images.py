@@ -40,6 +40,20 @@ class ImageSet:
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
+    def misfit(self, input_shape: tuple[int, int, int], classes: tuple[str, ...]) -> str | None:
+        """What keeps a network that takes ``input_shape`` and knows ``classes`` from being tested on these images; None
+        where nothing does. Names may differ where either set only numbers its classes.
+        """
+        if self.input_shape != input_shape:
+            return f"want images {input_shape}; got {self.input_shape}"
+        if len(self.classes) > len(classes):
+            return f"want at most {len(classes)} classes; got {len(self.classes)}"
+        numbers = tuple(map(str, range(len(classes))))
+        for i, (got, wanted) in enumerate(zip(self.classes, classes)):
+            if got != wanted and classes != numbers and self.classes != numbers[: len(self.classes)]:
+                return f"want class {i} to be {wanted!r}; got {got!r}"
+        return None
+
 
 def numbered(labels: Tensor, at_least: int = 0) -> tuple[str, ...]:
     """Class names "0", "1", ... for labels, int64 [N], of a source that names none."""

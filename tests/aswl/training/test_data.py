@@ -116,6 +116,23 @@ def test_image_set_refuses(images, labels, classes, match):
         ImageSet(images, torch.tensor(labels), tuple("ab"[:classes]))
 
 
+@pytest.mark.parametrize(
+    ("shape", "known", "named", "misfit"),
+    [
+        ((1, 2, 2), ("cat", "dog"), ("cat", "dog"), None),
+        ((1, 2, 2), ("cat", "dog", "cow"), ("cat", "dog"), None),
+        ((1, 2, 2), ("0", "1"), ("cat", "dog"), None),
+        ((1, 2, 2), ("cat", "dog"), ("0", "1"), None),
+        ((1, 3, 2), ("cat", "dog"), ("cat", "dog"), "want images (1, 3, 2); got (1, 2, 2)"),
+        ((1, 2, 2), ("cat",), ("cat", "dog"), "want at most 1 classes; got 2"),
+        ((1, 2, 2), ("cat", "dog"), ("dog", "cat"), "want class 0 to be 'cat'; got 'dog'"),
+    ],
+)
+def test_images_that_a_network_cannot_be_tested_on(shape, known, named, misfit):
+    images = ImageSet(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), torch.tensor([0]), named)
+    assert images.misfit(shape, known) == misfit
+
+
 def test_channel_stats():
     images = numbered_set(100, channels=3).images
     mean, std = channel_stats(images)
