@@ -12,9 +12,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from aswl.optim import FusedStep
 from aswl.structure import Structure
 
-RELATIVE = (
-    0.1  # of an adaptive optimizer's eps for the attentions, whose gradients are at most 1: little is divided away
-)
+RELATIVE = 0.1  # an eps from which on next to attentions' gradients, 1 at most, little of them is divided away
 
 
 def check_optimizer(optimizer: Optimizer, structure: Structure) -> None:

@@ -131,7 +131,8 @@ def bench(args: list[str]) -> int:
         the device has: dense, fused (on a GPU), sparse (on a CPU).
 
         Args:
-            model: The network: lenet300, lenet5, resnet20, 32, 44, 56, 110, vgg16, wrn22-2, 16-8, 28-10, mobilenetv2, or resnet50.
+            model: The network: lenet300, lenet5, resnet20, 32, 44, 56, 110, vgg16, wrn22-2, 16-8, 28-10, mobilenetv2,
+                or resnet50.
             batch: Images in a batch.
             density: Fraction of the weights to keep.
             dtype: Of weights and images, or amp: bf16 over fp32 weights.

@@ -173,7 +173,8 @@ class Loop:
             return [{"params": self.model.parameters(), **options}]
         if config.attention_lr is not None:
             options["attention_lr"] = config.attention_lr
-        return self.sparsifier.param_groups(adaptive=config.optimizer == "adamw", **options)
+        adaptive = config.optimizer == "adamw" and config.density is not None
+        return self.sparsifier.param_groups(adaptive=adaptive, **options)
 
     def _wrap(self) -> Callable[[Tensor], Tensor]:
         network: nn.Module = self.model

@@ -50,7 +50,8 @@ def best() -> list[list[str]]:
                 ours = [cell for cell in here if cell.method == "aswl"]
                 peers = [cell for cell in here if cell.method != "aswl"]
                 if ours and peers:
-                    what = f"{grid.model}, {DATA.get(grid.data, grid.data)}, {grid.recipe.epochs} epochs, the same for all: suite `{suite}`"
+                    images, epochs = DATA.get(grid.data, grid.data), grid.recipe.epochs
+                    what = f"{grid.model}, {images}, {epochs} epochs, the same for all: suite `{suite}`"
                     peer = _best_peer(peers, len(grid.methods) - 1)
                     twin = report.score(dense[0]) if dense else "-"
                     lines.append([what, f"{density:.1%}", report.score(ours[0]), peer, twin])
