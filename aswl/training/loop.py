@@ -171,10 +171,8 @@ class Loop:
         options = {"lr": config.lr, "weight_decay": config.weight_decay}
         if self.sparsifier is None:
             return [{"params": self.model.parameters(), **options}]
-        if config.attention_lr is not None:
-            options["attention_lr"] = config.attention_lr
         adaptive = config.optimizer == "adamw" and config.density is not None
-        return self.sparsifier.param_groups(adaptive=adaptive, **options)
+        return self.sparsifier.param_groups(attention_lr=config.attention_lr, adaptive=adaptive, **options)
 
     def _wrap(self) -> Callable[[Tensor], Tensor]:
         network: nn.Module = self.model

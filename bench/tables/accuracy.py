@@ -34,7 +34,7 @@ def headlines(measured: list[dict[str, Any]]) -> list[list[str]]:
     for preset, published in PUBLISHED.items():
         if row := named.get(preset):
             what = f"{row['model']}, MNIST, {row['epochs']} epochs: `{row['command']}`"
-            lines.append([what, _left(row), f"{_mean(row)} ({len(row['seeds'])})", f"published: {published}", ""])
+            lines.append([what, _left(row), _score(row), f"published: {published}", ""])
     return lines
 
 
@@ -68,7 +68,7 @@ def presets(measured: list[dict[str, Any]]) -> str:
         setting = f"`{row['command']}`: {row['model']}, {row['epochs']} epochs"
         twin = f"{sum(row['dense']) / len(row['dense']):.2f}" if "dense" in row else "-"
         cost = f"{row['seconds']} ({row['threads']})"
-        lines.append(f"| {setting} | {_left(row)} | {_mean(row)} ({len(row['seeds'])}) | {twin} | {cost} |")
+        lines.append(f"| {setting} | {_left(row)} | {_score(row)} | {twin} | {cost} |")
     return "\n".join(["## Presets\n", *lines]) + "\n"
 
 
@@ -88,9 +88,10 @@ def _left(row: dict[str, Any]) -> str:
     return " to ".join(f"{percent:.2f}%" for percent in sorted({round(100 * k / row["size"], 2) for k in row["kept"]}))
 
 
-def _mean(row: dict[str, Any]) -> str:
-    """Mean ± standard deviation of a preset's accuracies."""
-    return f"{row['mean']:.2f}" + ("" if row["std"] is None else f" ± {row['std']:.2f}")
+def _score(row: dict[str, Any]) -> str:
+    """Mean ± standard deviation (seeds) of a preset's accuracies."""
+    spread = "" if row["std"] is None else f" ± {row['std']:.2f}"
+    return f"{row['mean']:.2f}{spread} ({len(row['seeds'])})"
 
 
 def _best_peer(peers: list[report.Cell], asked: int) -> str:

@@ -29,9 +29,8 @@ def readme() -> str:
         *accuracy.headlines(presets),
         *accuracy.best(),
         *speed.headlines(steps, products),
+        *speed.gpu_headlines(on_gpu),
     ]
-    if not on_gpu:
-        lines.append(["everything on a GPU", "", "not measured", "", ""])
     table = [f"| {' | '.join(line)} |" for line in lines]
     return _text([table], f"{accuracy.SOURCES} {_machines([*presets, *steps, *products, *on_gpu])}")
 

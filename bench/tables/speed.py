@@ -36,6 +36,14 @@ def headlines(measured: list[dict[str, Any]], products: list[dict[str, Any]]) ->
     return lines
 
 
+def gpu_headlines(measured: list[dict[str, Any]]) -> list[list[str]]:
+    """Cells of the README: what a GPU gave in its worst case, goal by goal."""
+    if not measured:
+        return [["everything on a GPU", "", "not measured", "", ""]]
+    found = list(verdicts(measured))[1:]
+    return [[f"{what}, GPU; asked for {floor}", "", got, baseline, ""] for what, baseline, floor, _, got, _, _ in found]
+
+
 def steps(measured: list[dict[str, Any]]) -> list[str]:
     """The cost of a training step."""
     lines = [

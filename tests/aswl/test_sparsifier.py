@@ -1,51 +1,15 @@
-"""ASWL as its users meet it: modes, attachment, budget, state, delivery."""
+"""ASWL as its users meet it: modes, attachment, budget, what it trains."""
 
-import copy
 import warnings
 
 import pytest
 import torch
+from conv_net import TOTAL, batch, follow, net, train
 from torch import nn
 from torch.nn import functional as F
 
 import aswl
 from aswl.nn import SparseConv2d, SparseLinear
-from aswl_kernels import gate
-
-TOTAL = 216 + 5760 + 100  # weights of the three layers below
-
-
-def net(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(8 * 36, 20),
-        nn.Linear(20, 5),
-    )
-
-
-def follow(model, optimizer=torch.optim.SGD, lr=0.05, options=None, **sparsity):
-    sparsifier = aswl.ASWL(model, **sparsity)
-    adaptive = optimizer not in (torch.optim.SGD, aswl.optim.SGD)
-    optimizer = optimizer(sparsifier.param_groups(lr=lr, adaptive=adaptive, **(options or {})))
-    sparsifier.attach(optimizer)
-    return sparsifier, optimizer
-
-
-def batch(step=0):
-    generator = torch.Generator().manual_seed(step)
-    return torch.randn(16, 3, 6, 6, generator=generator), torch.randint(5, (16,), generator=generator)
-
-
-def train(model, sparsifier, optimizer, steps, start=0):
-    for step in range(start, start + steps):
-        x, y = batch(step)
-        optimizer.zero_grad()
-        (F.cross_entropy(model(x), y) + sparsifier.penalty()).backward()
-        optimizer.step()
 
 
 def test_layers_are_swapped_in_place_and_parameters_stay():
@@ -204,113 +168,6 @@ def test_weight_gradient_is_straight_through():
     torch.testing.assert_close(model[4].weight.grad, plain[4].weight.grad)
 
 
-@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad])
-def test_any_optimizer(kind):
-    model = net()
-    sparsifier, optimizer = follow(model, kind, lr=0.01, density=0.1, steps=10)
-    train(model, sparsifier, optimizer, 10)
-    assert sparsifier.summary().kept == round(0.1 * TOTAL)
-
-
-@pytest.mark.parametrize("kind", [torch.optim.AdamW, aswl.optim.AdamW, torch.optim.RMSprop])
-def test_adaptive_optimizers_take_relative_steps(kind):
-    """Next to nothing left: absolute steps of 0.01 would empty a layer at once."""
-    model = net()
-    sparsifier, optimizer = follow(model, kind, lr=0.001, density=0.05, schedule="constant")
-    before = sparsifier.densities()
-    train(model, sparsifier, optimizer, 40)
-    after = sparsifier.densities()
-    assert before != after
-    assert all(1 / 2.3 < after[name] / before[name] < 2.3 for name in before)  # e^0.8
-
-
-def test_a_step_changes_no_share_by_more_than_a_twentieth():
-    model = net()
-    sparsifier = aswl.ASWL(model, density=0.05, schedule="constant")
-    optimizer = torch.optim.AdamW(sparsifier.param_groups(lr=0.001, attention_lr=0.5))
-    with pytest.warns(UserWarning, match=r"AdamW divides .* make its groups with param_groups\(adaptive=True\)"):
-        sparsifier.attach(optimizer)
-    for step in range(20):
-        before = torch.stack([layer.attention.detach() for layer in (model[0], model[4], model[5])])
-        train(model, sparsifier, optimizer, 1, step)
-        factors = torch.stack([layer.attention.detach() for layer in (model[0], model[4], model[5])]) / before
-        assert 1 < factors.max() / factors.min() < 1.05 / 0.95 + 1e-4
-        assert sparsifier.summary().kept == round(0.05 * TOTAL)
-
-
-def test_groups_for_adaptive_optimizers():
-    sparsifier = aswl.ASWL(net(), density=0.1, schedule="constant")
-    (weights, attentions), (_, slow) = sparsifier.param_groups(lr=0.3, adaptive=True), sparsifier.param_groups(lr=0.3)
-    assert "eps" not in weights and (attentions["eps"], attentions["lr"], attentions["weight_decay"]) == (
-        1.0,
-        0.01,
-        0.0,
-    )
-    assert "eps" not in slow and slow["lr"] == 0.001
-
-
-def test_refresh_every():
-    model = net()
-    sparsifier, optimizer = follow(model, density=0.1, steps=10, refresh_every=4)
-    thresholds = []
-    for step in range(8):
-        train(model, sparsifier, optimizer, 1, step)
-        thresholds.append(model[4].threshold.item())
-    assert len(set(thresholds[:3])) == 1
-    assert thresholds[2] != thresholds[3] == thresholds[6] != thresholds[7]
-    train(model, sparsifier, optimizer, 1, 8)
-    plain = sparsifier.finalize()  # brings the thresholds up to date
-    assert sum(int((plain[i].weight != 0).sum()) for i in (0, 4, 5)) == round(0.1 * TOTAL)
-
-
-def test_resumes_bit_identically():
-    straight, resumed = net(), net(1)
-    sparsifier, optimizer = follow(straight, density=0.05, steps=20, options={"momentum": 0.9})
-    train(straight, sparsifier, optimizer, 9)
-    state = copy.deepcopy((straight.state_dict(), optimizer.state_dict(), sparsifier.state_dict()))
-    train(straight, sparsifier, optimizer, 11, 9)
-    again, optimizer = follow(resumed, density=0.05, steps=20, options={"momentum": 0.9})
-    resumed.load_state_dict(state[0])
-    optimizer.load_state_dict(state[1])
-    again.load_state_dict(state[2])
-    train(resumed, again, optimizer, 11, 9)
-    assert all(torch.equal(a, b) for a, b in zip(straight.state_dict().values(), resumed.state_dict().values()))
-    assert again.densities() == sparsifier.densities()
-
-
-def test_state_of_another_model_is_refused():
-    sparsifier = aswl.ASWL(net(), density=0.5, schedule="constant")
-    other = aswl.ASWL(nn.Linear(3, 4), density=0.5, schedule="constant")
-    with pytest.raises(ValueError, match="same pruned layers; these differ: \\['', '0', '4', '5'\\]"):
-        other.load_state_dict(sparsifier.state_dict())
-
-
-def test_finalize_gives_an_ordinary_model():
-    model = net()
-    sparsifier, optimizer = follow(model, density=0.1, steps=10)
-    train(model, sparsifier, optimizer, 10)
-    plain = sparsifier.finalize()
-    assert [type(module) for module in plain] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Flatten, nn.Linear, nn.Linear]
-    assert plain.state_dict().keys() == net().state_dict().keys()
-    assert type(model[0]) is SparseConv2d
-    train(model, sparsifier, optimizer, 1)  # and the trained one goes on
-    one = torch.ones(1)
-    torch.testing.assert_close(
-        sparsifier.finalize()[4].weight, gate(model[4].weight, one, model[4].threshold, firm=True)
-    )
-
-
-def test_finalize_warns_of_a_dense_or_unfinished_model():
-    sparsifier = aswl.ASWL(net(), density=0.1, steps=10)
-    with pytest.warns(UserWarning, match="nothing was pruned"):
-        sparsifier.finalize()
-    model = net()
-    sparsifier, optimizer = follow(model, density=0.1, steps=100)
-    train(model, sparsifier, optimizer, 10)
-    with pytest.warns(UserWarning, match=r"above the 0\.1 asked for, after 10 updates"):
-        sparsifier.finalize()
-
-
 def test_summary_counts_products():
     model = net()
     sparsifier, _ = follow(model, density=0.25, schedule="constant")
@@ -375,41 +232,3 @@ def test_another_default_dtype(dtype, capturable):
         assert sparsifier.state_dict()["observed"] == 4
     finally:
         torch.set_default_dtype(torch.float32)
-
-
-@pytest.mark.parametrize("backward_density", [None, 0.6])
-def test_finalize_between_two_refreshes_leaves_the_model_as_it_was(backward_density):
-    model = net()
-    options = {"density": 0.2, "steps": 10, "refresh_every": 4, "backward_density": backward_density}
-    sparsifier, optimizer = follow(model, **options)
-    train(model, sparsifier, optimizer, 6)
-    before = copy.deepcopy(model.state_dict()), sparsifier.state_dict()["learnable"]
-    with pytest.warns(UserWarning, match="is above the 0.2 asked for"):
-        plain = sparsifier.finalize()
-    torch.testing.assert_close((dict(model.state_dict()), sparsifier.state_dict()["learnable"]), before, rtol=0, atol=0)
-    sparsifier.refresh()  # what was delivered is what a refresh would have given
-    kept = sum(int(plain[i].weight.count_nonzero()) for i in (0, 4, 5))
-    assert kept == sparsifier.summary().kept
-
-
-@pytest.mark.parametrize("attached_first", [False, True])
-@pytest.mark.parametrize("refresh_every", [1, 4])
-def test_resumes_alike_whenever_it_is_attached(attached_first, refresh_every):
-    options = {"density": 0.2, "steps": 20, "refresh_every": refresh_every}
-    model = net()
-    sparsifier, optimizer = follow(model, **options)
-    train(model, sparsifier, optimizer, 6)
-    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), sparsifier.state_dict()))
-    train(model, sparsifier, optimizer, 4, start=6)
-
-    other = net(seed=1)
-    its = aswl.ASWL(other, **options)
-    resumed = torch.optim.SGD(its.param_groups(lr=0.05))
-    if attached_first:
-        its.attach(resumed)
-    for part, state in zip((other, resumed, its), saved):
-        part.load_state_dict(state)
-    if not attached_first:
-        its.attach(resumed)
-    train(other, its, resumed, 4, start=6)
-    torch.testing.assert_close(dict(other.state_dict()), dict(model.state_dict()), rtol=0, atol=0)

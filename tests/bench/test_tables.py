@@ -47,6 +47,9 @@ def test_table_of_a_gpu_shows_every_goal():
         "| one-pass masked_linear | cuBLAS, pre-masked | 0.9 of its speed | 1 of its speed | 0.953 | floor |" in lines
     )
     assert sum("not measured" in line for line in lines) == len(lines) - 3
+    shown = speed.gpu_headlines([row])
+    assert ["one-pass masked_linear, GPU; asked for 0.9 of its speed", "", "0.953", "cuBLAS, pre-masked", ""] in shown
+    assert len(shown) == len(lines) - 2
 
 
 def test_tables_of_kernels(results):

@@ -48,9 +48,9 @@ class ImageSet:
             return f"want images {input_shape}; got {self.input_shape}"
         if len(self.classes) > len(classes):
             return f"want at most {len(classes)} classes; got {len(self.classes)}"
-        numbers = tuple(map(str, range(len(classes))))
+        only_numbered = any(names == numbered(self.labels[:0], len(names)) for names in (self.classes, classes))
         for i, (got, wanted) in enumerate(zip(self.classes, classes)):
-            if got != wanted and classes != numbers and self.classes != numbers[: len(self.classes)]:
+            if got != wanted and not only_numbered:
                 return f"want class {i} to be {wanted!r}; got {got!r}"
         return None
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import aswl
+from aswl.nn import SparseLinear
 from aswl.training import checkpoint, model_file
 from aswl.training.config import TrainConfig
 from aswl.training.data import Batches, ImageSet
@@ -139,6 +140,15 @@ def test_adamw_warm_up_and_excluded_layers(tmp_path):
     assert got[0]["lr"] == pytest.approx(3e-3 * 4 / 12) and got[-1]["lr"] == 3e-3
     assert list(loop.sparsifier.densities()) == ["fc1", "fc2"]
     assert loop.score.accuracy > 0.8
+
+
+def test_the_report_tells_of_the_trainings_products(tmp_path, monkeypatch):
+    """Not of those of one image more, for which another kind may be faster."""
+    batches, forward = set(), SparseLinear.forward
+    monkeypatch.setattr(SparseLinear, "forward", lambda layer, x: batches.add(len(x)) or forward(layer, x))
+    train(tiny(tmp_path, epochs=1))
+    assert batches and 1 not in batches
+    assert {layer["products"] for layer in json.loads((tmp_path / "report.json").read_text())["layers"]} == {"dense"}
 
 
 def test_bf16_is_close_to_fp32_and_not_the_same(tmp_path):
