@@ -1,6 +1,6 @@
 """Accuracy of presets over seeds, through ``aswl train`` itself; what is finished is not run again.
 
-python -m bench.presets mnist mnist-1 mnist-paper --seeds 0 1 2 [--output runs/presets] [--save]
+python -m bench.presets mnist mnist-1 mnist-paper --seeds 0 1 2 [--output runs/presets] [--save] [options of aswl train]
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 from aswl.training.config import load_preset
 from bench import rows
 
-PLACE = ("seed", "data", "output", "device", "threads", "resume", "tensorboard")  # what a command leaves to its user
+FREE = ("seed", "data", "output", "device", "threads", "resume", "tensorboard", "twin")  # none changes the recipe
 
 
 def run(preset: str, seed: int, folder: Path, options: list[str]) -> dict:
@@ -38,9 +38,9 @@ def run(preset: str, seed: int, folder: Path, options: list[str]) -> dict:
 
 
 def command(preset: str, config: dict) -> str:
-    """The command that trains as a report's config says, but for seed, machine and place."""
+    """The command that trains as a report's config says, but for seed, machine, place, and a dense twin beside it."""
     usual = json.loads(json.dumps(asdict(load_preset(preset)), default=str))
-    changed = {name: value for name, value in config.items() if name not in PLACE and value != usual[name]}
+    changed = {name: value for name, value in config.items() if name not in FREE and value != usual[name]}
     return " ".join(
         [f"aswl train {preset}", *(f"--{name.replace('_', '-')}={value}" for name, value in changed.items())]
     )

@@ -1,5 +1,6 @@
 """Accuracy: presets beside published numbers, and methods beside each other."""
 
+import statistics
 from typing import Any
 
 from bench import rows
@@ -28,13 +29,15 @@ def newest_presets() -> list[dict[str, Any]]:
 
 
 def headlines(measured: list[dict[str, Any]]) -> list[list[str]]:
-    """Cells of the README: presets beside published numbers."""
-    named = {row["preset"]: row for row in measured}
+    """Cells of the README: presets beside published numbers, and beside the dense twin of the same recipe."""
+    named = {row["preset"]: row for row in measured if row["preset"] in PUBLISHED}
+    twins = {(row["model"], row["epochs"]): _score(row["dense"]) for row in named.values() if "dense" in row}
     lines = []
     for preset, published in PUBLISHED.items():
         if row := named.get(preset):
             what = f"{row['model']}, MNIST, {row['epochs']} epochs: `{row['command']}`"
-            lines.append([what, _left(row), _score(row), f"published: {published}", ""])
+            twin = twins.get((row["model"], row["epochs"]), "")
+            lines.append([what, _left(row), _score(row["accuracy"]), f"published: {published}", twin])
     return lines
 
 
@@ -66,9 +69,9 @@ def presets(measured: list[dict[str, Any]]) -> str:
     ]
     for row in measured:
         setting = f"`{row['command']}`: {row['model']}, {row['epochs']} epochs"
-        twin = f"{sum(row['dense']) / len(row['dense']):.2f}" if "dense" in row else "-"
+        twin = _score(row["dense"]) if "dense" in row else "-"
         cost = f"{row['seconds']} ({row['threads']})"
-        lines.append(f"| {setting} | {_left(row)} | {_score(row)} | {twin} | {cost} |")
+        lines.append(f"| {setting} | {_left(row)} | {_score(row['accuracy'])} | {twin} | {cost} |")
     return "\n".join(["## Presets\n", *lines]) + "\n"
 
 
@@ -88,10 +91,10 @@ def _left(row: dict[str, Any]) -> str:
     return " to ".join(f"{percent:.2f}%" for percent in sorted({round(100 * k / row["size"], 2) for k in row["kept"]}))
 
 
-def _score(row: dict[str, Any]) -> str:
-    """Mean ± standard deviation (seeds) of a preset's accuracies."""
-    spread = "" if row["std"] is None else f" ± {row['std']:.2f}"
-    return f"{row['mean']:.2f}{spread} ({len(row['seeds'])})"
+def _score(accuracies: list[float]) -> str:
+    """Mean ± standard deviation (seeds)."""
+    spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
+    return f"{statistics.mean(accuracies):.2f}{spread} ({len(accuracies)})"
 
 
 def _best_peer(peers: list[report.Cell], asked: int) -> str:

@@ -87,7 +87,7 @@ def test_presets_runs_each_seed_once(results, monkeypatch, capsys):
     assert [report.stat().st_mtime_ns for report in reports] == before
     first, again = rows.read("presets")
     assert first["accuracy"] == again["accuracy"] and first["seeds"] == [0, 1] and first["kept"] == [2510, 2510]
-    assert first["command"] == "aswl train digits --epochs=3 --twin=False"
+    assert first["command"] == "aswl train digits --epochs=3"
 
 
 def test_row_by_hand():

@@ -14,13 +14,17 @@ def test_tables_show_the_newest_rows(results):
     context = {"machine": "cpu", "torch": "2", "threads": 1}
     old = {"preset": "mnist", "command": "aswl train mnist", "model": "lenet300", "epochs": 20, "seeds": [0]}
     old |= {"accuracy": [90.0], "mean": 90.0, "std": None, "kept": [5324], "size": 266200} | context | {"seconds": 7}
-    new = old | {"seeds": [0, 1], "mean": 98.0, "std": 0.1, "dense": [98.4, 98.6]}
-    changed = new | {"command": "aswl train mnist --epochs=1", "mean": 90.0}
+    new = old | {"seeds": [0, 1], "accuracy": [97.9, 98.1], "dense": [98.4, 98.6]}
+    changed = new | {"command": "aswl train mnist --epochs=1", "accuracy": [90.0, 90.0]}
+    sparser = old | {"preset": "mnist-1", "command": "aswl train mnist-1", "accuracy": [95.0], "kept": [2662]}
+    longer = sparser | {"preset": "mnist-lenet5", "command": "aswl train mnist-lenet5", "epochs": 30}
     path = results / "presets.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in (old, new, changed)))
+    path.write_text("".join(json.dumps(row) + "\n" for row in (old, new, changed, sparser, longer)))
     table, every = pages.readme(), pages.accuracies()
-    assert "| 2.00% | 98.00 ± 0.10 (2) | published: 98.01 Sparse Momentum" in table and "90.00" not in table
-    assert "| 2.00% | 98.00 ± 0.10 (2) | 98.50 | 7 (1) |" in every and "90.00" not in every
+    assert "| 2.00% | 98.00 ± 0.14 (2) | published: 98.01 Sparse Momentum" in table and "90.00" not in table
+    assert "| 2.00% | 98.00 ± 0.14 (2) | 98.50 ± 0.14 (2) | 7 (1) |" in every and "90.00" not in every
+    twins = [line.split(" | ")[-1] for line in table.splitlines() if "`aswl train" in line]
+    assert twins == ["98.50 ± 0.14 (2) |", "98.50 ± 0.14 (2) |", " |"]  # of the same network and epochs, or none
     assert "| everything on a GPU |  | not measured |" in table
     readme = "a\n<!-- table: python -m bench.tables -->\nstale\n<!-- end of table -->\nb\n"
     assert pages.insert(readme, table) == readme.replace("stale\n", table)
