@@ -57,13 +57,18 @@ def key_text(key: dict[str, Any]) -> str:
     return json.dumps(key, sort_keys=True)
 
 
+def average(accuracies: list[float]) -> str:
+    """Mean ± standard deviation, this of two and more."""
+    spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
+    return f"{statistics.mean(accuracies):.2f}{spread}"
+
+
 def score(cell: Cell) -> str:
     """Mean ± standard deviation (seeds), of the runs that did not fail, and of how many where some did."""
     if not cell.accuracies:
         return "-"
-    spread = "" if cell.spread is None else f" ± {cell.spread:.2f}"
     seeds = f"{len(cell.accuracies)}" + (f" of {len(cell.accuracies) + cell.failed}" if cell.failed else "")
-    return f"{cell.mean:.2f}{spread} ({seeds})"
+    return f"{average(cell.accuracies)} ({seeds})"
 
 
 def table(grid: Grid, found: list[Cell]) -> str:

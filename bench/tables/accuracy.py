@@ -1,6 +1,5 @@
 """Accuracy: presets beside published numbers, and methods beside each other."""
 
-import statistics
 from typing import Any
 
 from bench import rows
@@ -93,8 +92,7 @@ def _left(row: dict[str, Any]) -> str:
 
 def _score(accuracies: list[float]) -> str:
     """Mean ± standard deviation (seeds)."""
-    spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
-    return f"{statistics.mean(accuracies):.2f}{spread} ({len(accuracies)})"
+    return f"{report.average(accuracies)} ({len(accuracies)})"
 
 
 def _best_peer(peers: list[report.Cell], asked: int) -> str:
