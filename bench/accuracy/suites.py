@@ -92,6 +92,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "ac-dc": {"switches": [0.2, 0.35, 0.5, 0.6, 0.7]},
     "asl": {"freeze": 0.95},
 }
+BEST: dict[str, dict[str, Any]] = {"aswl": {}} | {name: SHORT[name] for name in ("gmp-erk", "gmp-global")}
 FEW: dict[str, dict[str, Any]] = {"aswl": {}, "gmp-erk": {}, "dst": {}}  # where little is left
 CIFAR = Recipe(epochs=3, batch_size=64, warmup_epochs=0.3, augment="crop_flip", amp="bf16")  # 5 minutes on a core
 
@@ -101,6 +102,9 @@ SUITES: dict[str, tuple[Grid, ...]] = {
         Grid("lenet5", "mnist", Recipe(epochs=5, lr=0.05, amp="bf16"), (0.02, 0.01), ALL, published=LENET5),
     ),
     "cifar": (Grid("resnet20", "cifar10_jpeg", CIFAR, (0.1, 0.05, 0.02), ALL | SHORT),),
+    "cifar-longer": (  # does the order at the top stay? 25 minutes a run on a core, so the best alone, with one seed
+        Grid("resnet20", "cifar10_jpeg", replace(CIFAR, epochs=12), (0.05,), BEST, seeds=(0,)),
+    ),
     "cifar-full": (
         Grid(
             "wrn22-2",
