@@ -102,7 +102,7 @@ SUITES: dict[str, tuple[Grid, ...]] = {
         Grid("lenet5", "mnist", Recipe(epochs=5, lr=0.05, amp="bf16"), (0.02, 0.01), ALL, published=LENET5),
     ),
     "cifar": (Grid("resnet20", "cifar10_jpeg", CIFAR, (0.1, 0.05, 0.02), ALL | SHORT),),
-    "cifar-longer": (  # does the order at the top stay? 25 minutes a run on a core, so the best alone, and two seeds
+    "cifar-longer": (  # does the order at the top stay? 21 minutes a run on a core, so the best alone, and two seeds
         Grid("resnet20", "cifar10_jpeg", replace(CIFAR, epochs=12), (0.05,), BEST, seeds=(0, 1)),
     ),
     "cifar-full": (

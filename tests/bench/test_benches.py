@@ -8,6 +8,7 @@ import torch
 
 from bench import cpu, optim, peers, presets, rows, step
 from bench import suite as bench_suite
+from bench.accuracy.report import average
 
 
 def call(monkeypatch, module, *args):
@@ -98,4 +99,5 @@ def test_row_by_hand():
 
     row = presets.row_of("digits", [report(0, 0.97), report(1, 0.98), report(2, 0.96)])
     assert (row["accuracy"], row["seeds"], row["dense"]) == ([97.0, 98.0, 96.0], [0, 1, 2], [99.0] * 3)
+    assert average(row["accuracy"]) == "97.00 ± 1.00"
     assert row["command"] == "aswl train digits"
