@@ -9,7 +9,7 @@ train: .venv/ready
 	$(BIN)/aswl train digits --output runs/digits-$$(date +%Y%m%d-%H%M%S) $(ARGS)
 
 test: .venv/ready
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n auto --dist loadfile $(ARGS) # a file to a process: what its tests share is made once
 
 coverage: .venv/ready # nearly doubles the time of kernels in Triton's interpreter
 	$(BIN)/pytest --cov --cov-report=term $(ARGS)

@@ -10,6 +10,7 @@ import os
 import platform
 import re
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -40,13 +41,13 @@ class Build(build_ext):
         jobs |= {s: [f"-DISA={s}", *SETS[s]] for s in (SETS if x86 else ["portable"])}
         common = ["-O3", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-attributes"]
 
-        def compile(job: tuple[str, list[str]]) -> list[str]:
-            folder, flags = f"{self.build_temp}/{job[0]}", [*common, *job[1]]
-            includes = [str(headers)] if job[0] == "op" else []
-            return self.compiler.compile(ext.sources, folder, include_dirs=includes, extra_postargs=flags)
+        def compile(job: str, source: str) -> list[str]:
+            folder, flags = f"{self.build_temp}/{job}", [*common, *jobs[job]]
+            includes = [str(headers)] if job == "op" else []
+            return self.compiler.compile([source], folder, include_dirs=includes, extra_postargs=flags)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = [o for part in pool.map(compile, jobs.items()) for o in part]
+            objects = [o for part in pool.map(compile, *zip(*product(jobs, ext.sources))) for o in part]
         path, library = self.get_ext_fullpath(ext.name), str(headers.parent / "lib")
         self.compiler.link_shared_object(objects, path, libraries=["torch_cpu"], library_dirs=[library])
 

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+pytestmark = [
+    pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed"),
+    pytest.mark.timeout(900),  # everything is compiled four times, beside other tests
+]
 NVIDIA = ("sm_80", "sm_90", "sm_100")
 
 
