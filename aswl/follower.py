@@ -29,18 +29,15 @@ class StepFollower:
 
     @torch.no_grad()
     def prepare(self, scale: Tensor | float) -> None:
-        """Take the attention's signal from the dense gradients; then scale those of the pruned weights, and shrink these."""
+        """Take the attention's signal from the dense gradients; then scale those of the pruned weights."""
         own = self.sparsifier
         own._steering.apply(scale)
-        factor, decay = own._clock.pruned_gradient, own.settings.pruned_decay
-        scaled = isinstance(factor, Tensor) or factor != 1
-        for entry in own._structure.entries if scaled or decay else ():
-            if entry.weight.grad is not None:
-                pruned = entry.weight.abs().float() < entry.threshold
-                if scaled:
+        factor = own._clock.pruned_gradient
+        if isinstance(factor, Tensor) or factor != 1:
+            for entry in own._structure.entries:
+                if entry.weight.grad is not None:
+                    pruned = entry.weight.abs().float() < entry.threshold
                     entry.weight.grad.mul_(torch.where(pruned, factor, 1.0))
-                if decay:
-                    entry.weight.sub_(decay * entry.weight.masked_fill(~pruned, 0))
 
     @torch.no_grad()
     def update(self, optimizer: FusedStep, scale: Tensor | float) -> list[Tensor]:
@@ -48,8 +45,7 @@ class StepFollower:
         own = self.sparsifier
         entries = [entry for entry in own._structure.entries if entry.weight.grad is not None]
         weights = [entry.weight for entry in entries]
-        options = {"pruned_gradient": own._clock.pruned_gradient}
-        options |= {"band": own.settings.band, "pruned_decay": own.settings.pruned_decay}
+        options = {"pruned_gradient": own._clock.pruned_gradient, "band": own.settings.band}
         grad_scale = scale if isinstance(scale, Tensor) else None
         thresholds = [entry.threshold for entry in entries]
         sums = optimizer.update_pruned(weights, thresholds, grad_scale, **options) if entries else None

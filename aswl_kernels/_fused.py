@@ -15,7 +15,6 @@ def check_lists(
     lr: float | Tensor,
     pruned_gradient: float | Tensor,
     band: float,
-    pruned_decay: float,
     **alike: list[Tensor],
 ) -> None:
     """``alike`` holds lists of tensors of their weight's shape, dtype and device; ``copies`` may have another dtype."""
@@ -41,7 +40,6 @@ def check_lists(
     if not isinstance(pruned_gradient, Tensor):
         want(0 <= pruned_gradient <= 1, op, "pruned_gradient in [0, 1]", pruned_gradient)
     want(0 < band < 1, op, "band in (0, 1)", band)
-    want(0 <= pruned_decay <= 1, op, "pruned_decay in [0, 1]", pruned_decay)
 
 
 def check_number(op: str, name: str, value: float | Tensor, weights: list[Tensor]) -> None:

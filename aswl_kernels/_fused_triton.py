@@ -43,7 +43,6 @@ def fused_kernel(
     grad_scale_ptr,
     pruned_gradient,
     pruned_gradient_ptr,
-    pruned_rest,
     lr,
     lr_ptr,
     low,
@@ -77,14 +76,7 @@ def fused_kernel(
     if STEP is not None:
         step = tl.load(_pointer(entry + layers if VARIANT.copied else entry, 0, STEP, False)).to(tl.float32)
     pointers = (w_ptr, g_ptr, m_ptr, v_ptr, copy_ptr)
-    mask = (
-        t,
-        low * t,
-        high * t,
-        _number(pruned_gradient, pruned_gradient_ptr),
-        pruned_rest,
-        _number(1.0, grad_scale_ptr),
-    )
+    mask = (t, low * t, high * t, _number(pruned_gradient, pruned_gradient_ptr), _number(1.0, grad_scale_ptr))
     constants = PREPARE(_number(lr, lr_ptr), step, numbers)
     none = tl.zeros([BLOCK // 4], tl.float32)
     sums = (none, none, none)
@@ -112,7 +104,7 @@ def _advance(
 ):
     """One block: the sums of what there is, the step, and the copy."""
     w_ptr, g_ptr, m_ptr, v_ptr, copy_ptr = pointers
-    threshold, low, high, pruned_gradient, pruned_rest, grad_scale = mask
+    threshold, low, high, pruned_gradient, grad_scale = mask
     i = begin + tl.max_contiguous(tl.multiple_of(tl.arange(0, BLOCK), 16), 16)
     w, g = _load(w_ptr, i, size, MASKED), _load(g_ptr, i, size, MASKED)
     m = _load(m_ptr, i, size, MASKED) if VARIANT.states > 0 else w
@@ -131,7 +123,6 @@ def _advance(
         sums[2] + _by_fours(tl.where(near, 1.0, 0.0)),
     )
     g = tl.where(pruned, g * pruned_gradient, g)
-    w = tl.where(pruned, w * pruned_rest, w)
     g = -g if VARIANT.maximize else g
     w, m, v = UPDATE(w, g, m, v, pruned, constants, VARIANT)
     w = w.to(w_ptr.dtype.element_ty)
@@ -233,7 +224,6 @@ def launch(
     lr: float | Tensor,
     pruned_gradient: float | Tensor,
     band: float,
-    pruned_decay: float,
 ) -> Tensor:
     """Step all layers and return their sums, fp64 [L, 3]: two launches for those alike in dtypes, alignment and step.
 
@@ -251,7 +241,7 @@ def launch(
             written += [(tensor, stand_in) for tensor, stand_in in zip(given, used) if tensor is not stand_in]
         layer = _Layer(i, used[0], thresholds[i], used[1:last], used[last:], steps[i], grad)
         kinds.setdefault(layer.kind(), []).append(layer)
-    numbers = (grad_scale, *parted(pruned_gradient), 1 - pruned_decay, *parted(lr), 1 - band, 1 + band)
+    numbers = (grad_scale, *parted(pruned_gradient), *parted(lr), 1 - band, 1 + band)
     with on(y):  # all memory is there before anything is launched: without, nothing has changed
         for start in [_planned(rule, layers, numbers, aligned, y) for (aligned, *_), layers in kinds.items()]:
             start()

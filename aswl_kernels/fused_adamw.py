@@ -25,7 +25,6 @@ def fused_adamw_(
     decay_pruned: bool = True,
     pruned_gradient: float | Tensor = 1.0,
     band: float = 0.15,
-    pruned_decay: float = 0.0,
     grad_scale: Tensor | None = None,
     copies: list[Tensor] | None = None,
 ) -> Tensor:
@@ -38,7 +37,7 @@ def fused_adamw_(
     """
     op = "fused_adamw_"
     alike = {"grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
-    check_lists(op, weights, thresholds, copies, grad_scale, lr, pruned_gradient, band, pruned_decay, **alike)
+    check_lists(op, weights, thresholds, copies, grad_scale, lr, pruned_gradient, band, **alike)
     step_tensors = [step for step in steps if isinstance(step, Tensor)]
     for step in step_tensors:
         check_number(op, "step", step, weights)
@@ -64,7 +63,6 @@ def fused_adamw_(
         decay_pruned,
         pruned_gradient,
         band,
-        pruned_decay,
         lr_tensor,
         pruned_gradient_tensor,
     )
@@ -74,7 +72,7 @@ _fused_adamw = define(
     "fused_adamw_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, float[] steps, "
     "Tensor[] step_tensors, Tensor[] thresholds, Tensor(d!)[] copies, Tensor? grad_scale, float lr, float beta1, "
     "float beta2, float eps, float weight_decay, bool maximize, bool decay_pruned, float pruned_gradient, float band, "
-    "float pruned_decay, Tensor? lr_tensor=None, Tensor? pruned_gradient_tensor=None) -> Tensor",
+    "Tensor? lr_tensor=None, Tensor? pruned_gradient_tensor=None) -> Tensor",
     reference.fused_adamw_,
     fake,
 )

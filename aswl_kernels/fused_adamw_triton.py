@@ -69,7 +69,6 @@ def fused_adamw_(
     decay_pruned: bool,
     pruned_gradient: float,
     band: float,
-    pruned_decay: float,
     lr_tensor: Tensor | None = None,
     pruned_gradient_tensor: Tensor | None = None,
 ) -> Tensor:
@@ -91,5 +90,4 @@ def fused_adamw_(
         either(lr, lr_tensor, weights),
         either(pruned_gradient, pruned_gradient_tensor, weights),
         band,
-        pruned_decay,
     )

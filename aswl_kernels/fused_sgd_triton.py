@@ -50,7 +50,6 @@ def fused_sgd_(
     decay_pruned: bool,
     pruned_gradient: float,
     band: float,
-    pruned_decay: float,
     lr_tensor: Tensor | None = None,
     pruned_gradient_tensor: Tensor | None = None,
 ) -> Tensor:
@@ -71,5 +70,4 @@ def fused_sgd_(
         either(lr, lr_tensor, weights),
         either(pruned_gradient, pruned_gradient_tensor, weights),
         band,
-        pruned_decay,
     )

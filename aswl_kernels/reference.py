@@ -230,7 +230,6 @@ def fused_sgd_(
     decay_pruned: bool,
     pruned_gradient: float,
     band: float,
-    pruned_decay: float,
     lr_tensor: Tensor | None = None,
     pruned_gradient_tensor: Tensor | None = None,
 ) -> Tensor:
@@ -241,11 +240,10 @@ def fused_sgd_(
     lr, pruned_gradient = _either(lr, lr_tensor), _either(pruned_gradient, pruned_gradient_tensor)
     statistics = []
     for i, (weight, threshold) in enumerate(zip(weights, thresholds)):
-        grad, kept, sums = _observe(weight, grads[i], threshold, grad_scale, maximize, pruned_gradient, band)
+        grad, decayed, sums = _observe(weight, grads[i], threshold, grad_scale, maximize, pruned_gradient, band)
         statistics.append(sums)
-        _forget_(weight, kept, pruned_decay)
         if weight_decay != 0:
-            grad = grad.add(weight if decay_pruned else weight * kept, alpha=weight_decay)
+            grad = grad.add(weight if decay_pruned else weight * decayed, alpha=weight_decay)
         if momentum != 0:
             momenta[i].copy_(grad if first else momenta[i].mul(momentum).add(grad, alpha=1 - dampening))
             grad = grad.add(momenta[i], alpha=momentum) if nesterov else momenta[i]
@@ -272,7 +270,6 @@ def fused_adamw_(
     decay_pruned: bool,
     pruned_gradient: float,
     band: float,
-    pruned_decay: float,
     lr_tensor: Tensor | None = None,
     pruned_gradient_tensor: Tensor | None = None,
 ) -> Tensor:
@@ -281,11 +278,10 @@ def fused_adamw_(
     steps = [step.double() for step in step_tensors] or steps  # 1 - beta2 ** step takes fp64
     statistics = []
     for i, (weight, threshold) in enumerate(zip(weights, thresholds)):
-        grad, kept, sums = _observe(weight, grads[i], threshold, grad_scale, maximize, pruned_gradient, band)
+        grad, decayed, sums = _observe(weight, grads[i], threshold, grad_scale, maximize, pruned_gradient, band)
         statistics.append(sums)
-        _forget_(weight, kept, pruned_decay)
         if weight_decay != 0:
-            weight.sub_(lr * weight_decay * _wide(weight if decay_pruned else weight * kept))
+            weight.sub_(lr * weight_decay * _wide(weight if decay_pruned else weight * decayed))
         exp_avgs[i].lerp_(grad, 1 - beta1)
         exp_avg_sqs[i].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         root = _wide(exp_avg_sqs[i]).sqrt() / (1 - beta2 ** steps[i]) ** 0.5 + eps
@@ -313,11 +309,6 @@ def _observe(weight, grad, threshold, grad_scale, maximize, pruned_gradient, ban
     sums = torch.stack([kept_sum, product.masked_fill(~near, 0).sum(), near.sum().double()])
     grad = grad * torch.where(pruned, pruned_gradient, 1.0).to(grad.dtype)
     return -grad if maximize else grad, (~pruned).to(weight.dtype), sums
-
-
-def _forget_(weight, kept, pruned_decay):
-    if pruned_decay != 0:
-        weight.mul_(1 - pruned_decay * (1 - _wide(kept)))
 
 
 def _finish(weights, thresholds, copies, statistics):

@@ -5,7 +5,7 @@
 // The mask of a layer and what it does to the gradient; ``decay_pruned`` says whether weight decay reaches pruned weights.
 struct Mask {
   float threshold, low, high;
-  double pruned_gradient, pruned_rest, grad_scale;
+  double pruned_gradient, grad_scale;
   bool decay_pruned, maximize;
 };
 
@@ -76,7 +76,6 @@ static inline V advance(V w, V g, V* states, const Mask& mask, const Update& upd
   sums.band += near ? product : zero;
   sums.count += near ? one : zero;
   g = pruned ? g * A(float(mask.pruned_gradient)) : g;
-  if (mask.pruned_rest != 1) w = pruned ? w * A(mask.pruned_rest) : w;
   if (mask.maximize) g = -g;
   V next = update(w, g, states, pruned);
   *sparse = magnitude(next) < zero + A(mask.threshold) ? zero : next;
@@ -154,7 +153,7 @@ template <int STATES, class T, class Update> static inline void pass(Part<T>& pa
 
 // What a step does to all layers alike.
 struct Options {
-  double pruned_gradient, band, pruned_decay;
+  double pruned_gradient, band;
   bool decay_pruned, maximize;
 };
 
@@ -200,8 +199,8 @@ Tensor each_part(const std::vector<Tensor>& weights, const std::vector<Tensor>& 
       for (const auto& t : given) used.push_back(aligned ? t : torch::stable::contiguous(t));
       held.push_back(aligned ? grads[l] : torch::stable::contiguous(grads[l]));
       float t = float(number(thresholds[l]));
-      masks[l] = {t, float(1 - options.band) * t, float(1 + options.band) * t, options.pruned_gradient, 1 - options.pruned_decay,
-                  scale, options.decay_pruned, options.maximize};
+      masks[l] = {t, float(1 - options.band) * t, float(1 + options.band) * t, options.pruned_gradient, scale,
+                  options.decay_pruned, options.maximize};
       int64_t n = weights[l].numel();
       for (int64_t begin = 0; begin < n; begin += CHUNK) {
         Part<T> part = {out<T>(used[0]) + begin, in<T>(held[l]) + begin, {}, nullptr, 0, std::min(CHUNK, n - begin), {}};

@@ -63,8 +63,8 @@ static Tensor fused_adamw(std::vector<Tensor> weights, std::vector<Tensor> grads
                           std::vector<Tensor> exp_avg_sqs, std::vector<double> steps, std::vector<Tensor> step_tensors,
                           std::vector<Tensor> thresholds, std::vector<Tensor> copies, std::optional<Tensor> grad_scale,
                           double lr, double beta1, double beta2, double eps, double weight_decay, bool maximize,
-                          bool decay_pruned, double pruned_gradient, double band, double pruned_decay,
-                          std::optional<Tensor> lr_tensor, std::optional<Tensor> pruned_gradient_tensor) {
+                          bool decay_pruned, double pruned_gradient, double band, std::optional<Tensor> lr_tensor,
+                          std::optional<Tensor> pruned_gradient_tensor) {
   lr = number(lr_tensor, lr);
   std::vector<std::vector<Tensor>> states(weights.size());
   std::vector<AdamW> adamw;
@@ -75,7 +75,7 @@ static Tensor fused_adamw(std::vector<Tensor> weights, std::vector<Tensor> grads
                      std::sqrt(1 - std::pow(beta2, step)), eps});
   }
   return each_part(weights, grads, states, thresholds, copies, grad_scale,
-                   {number(pruned_gradient_tensor, pruned_gradient), band, pruned_decay, decay_pruned, maximize},
+                   {number(pruned_gradient_tensor, pruned_gradient), band, decay_pruned, maximize},
                    [&](auto& part, const Mask& mask, int64_t layer) { PICK(fused_adamw(part, mask, adamw[layer])); });
 }
 

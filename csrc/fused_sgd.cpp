@@ -45,13 +45,12 @@ static Tensor fused_sgd(std::vector<Tensor> weights, std::vector<Tensor> grads, 
                         std::vector<Tensor> thresholds, std::vector<Tensor> copies, std::optional<Tensor> grad_scale,
                         double lr, double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
                         bool first, bool decay_pruned, double pruned_gradient, double band,
-                        double pruned_decay, std::optional<Tensor> lr_tensor,
-                        std::optional<Tensor> pruned_gradient_tensor) {
+                        std::optional<Tensor> lr_tensor, std::optional<Tensor> pruned_gradient_tensor) {
   Sgd sgd = {number(lr_tensor, lr), momentum, dampening, weight_decay, nesterov, first};
   std::vector<std::vector<Tensor>> states(weights.size());
   for (size_t l = 0; l < weights.size() && momentum != 0; l++) states[l] = {momenta[l]};
   return each_part(weights, grads, states, thresholds, copies, grad_scale,
-                   {number(pruned_gradient_tensor, pruned_gradient), band, pruned_decay, decay_pruned, maximize},
+                   {number(pruned_gradient_tensor, pruned_gradient), band, decay_pruned, maximize},
                    [&](auto& part, const Mask& mask, int64_t) { PICK(fused_sgd(part, mask, sgd)); });
 }
 

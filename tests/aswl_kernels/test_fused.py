@@ -43,7 +43,7 @@ def test_is_torchs_optimizer(name, options, dtype):
 @pytest.mark.parametrize("number", [1, 7])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_no_worse_than_the_reference(name, options, dtype, number):
-    options = options | {"pruned_gradient": 0.3, "pruned_decay": 0.1, "decay_pruned": False, "band": 0.4}
+    options = options | {"pruned_gradient": 0.3, "decay_pruned": False, "band": 0.4}
     args = layers(dtype=dtype)
     runs = []
     for f, to in ((step, dtype), (by_reference, dtype), (by_reference, torch.float64)):
@@ -65,18 +65,12 @@ def test_no_worse_than_the_reference(name, options, dtype, number):
     st.sampled_from(["sgd", "adamw"]),
     st.floats(0, 2),
     st.floats(0, 1),
-    st.floats(0, 1),
     st.booleans(),
     st.booleans(),
     st.sampled_from(FLOATS),
 )
-def test_any_layers(sizes, name, threshold, pruned_gradient, pruned_decay, decay_pruned, maximize, dtype):
-    options = {
-        "pruned_gradient": pruned_gradient,
-        "pruned_decay": pruned_decay,
-        "decay_pruned": decay_pruned,
-        "maximize": maximize,
-    }
+def test_any_layers(sizes, name, threshold, pruned_gradient, decay_pruned, maximize, dtype):
+    options = {"pruned_gradient": pruned_gradient, "decay_pruned": decay_pruned, "maximize": maximize}
     options |= {"weight_decay": 0.1} | ({"momentum": 0.9} if name == "sgd" else {})
     weights, grads, states, _ = layers(tuple(sizes), dtype)
     thresholds = [torch.tensor(threshold)] * len(sizes)
@@ -94,11 +88,10 @@ def test_worked_by_hand(device):
     momentum = torch.tensor([0.0, 1.0, 2.0, 4.0], device=device)
     threshold, copy = torch.tensor(0.5, device=device), torch.empty(4, device=device, dtype=torch.bfloat16)
     options = {"momentum": 0.5, "weight_decay": 1.0, "decay_pruned": False, "pruned_gradient": 0.5, "band": 0.5}
-    options |= {"pruned_decay": 0.75}
     sums = fused_sgd_([weight], [grad], [momentum], [threshold], lr=0.5, copies=[copy], **options)
     assert momentum.tolist() == [2.0, 10.0, 51.0, -1.0]  # the pruned 0.25: 0.5 * 2 + 0.5 * 100, no decay
-    assert weight.tolist() == [0.0, -5.5, -25.4375, -1.5]  # the pruned 0.25: 0.0625 - 0.5 * 51
-    assert copy.tolist() == [0.0, -5.5, -25.5, -1.5]
+    assert weight.tolist() == [0.0, -5.5, -25.25, -1.5]
+    assert copy.tolist() == [0.0, -5.5, -25.25, -1.5]
     assert sums.tolist() == [[1.0 - 5.0 + 2.0, -5.0 + 25.0, 2.0]]  # the band is 0.25 to 0.75
     assert sums.dtype == torch.float64
 
@@ -227,7 +220,7 @@ def test_nothing_to_do(name):
 def test_opcheck(device):
     weights, grads, (first, second), thresholds = layers((5, 12))
     copies = [w.bfloat16() for w in weights]
-    tail = (True, 0.5, 0.15, 0.25)
+    tail = (True, 0.5, 0.15)
     args = (weights, grads, first, thresholds, copies, None, 0.1, 0.9, 0.0, 0.1, True, False, False, *tail)
     torch.library.opcheck(torch.ops.aswl.fused_sgd_.default, args)
     args = (weights, grads, first, second, [1.0, 2.0], [], thresholds, [], torch.tensor(2.0), 0.1, 0.9, 0.99, 1e-8, 0.1)
@@ -272,7 +265,6 @@ W, T = torch.ones(3), torch.zeros(())
         ({"pruned_gradient": W}, "want pruned_gradient a floating 0-d or [1] tensor"),
         ({"pruned_gradient": 1.5}, "want pruned_gradient in [0, 1]; got 1.5"),
         ({"band": 0.0}, "want band in (0, 1); got 0.0"),
-        ({"pruned_decay": 1.5}, "want pruned_decay in [0, 1]; got 1.5"),
     ],
 )
 def test_refuses(changes, words):
