@@ -56,7 +56,7 @@ class Follower(Protocol):
     def check(self) -> None:
         """Refuse gradients on which nothing may move."""
 
-    def prepare(self, scale: Tensor | float) -> None:
+    def prepare(self, optimizer: Optimizer, scale: Tensor | float) -> None:
         """Change the gradients into those that an optimizer of torch is to follow."""
 
     def update(self, optimizer: FusedStep, scale: Tensor | float) -> list[Tensor]:
@@ -93,7 +93,7 @@ def follow(optimizer: Optimizer, follower: Follower, capturable: bool = False) -
         if not overflown():
             follower.check()
             if not fused:
-                follower.prepare(scale())
+                follower.prepare(optimizer, scale())
 
     def pre_hook(_: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)

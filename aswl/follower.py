@@ -1,10 +1,11 @@
 """The method's part in an optimizer's step."""
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from aswl.optim import FusedStep
 
@@ -28,16 +29,22 @@ class StepFollower:
             warnings.warn("ASWL: gamma= prunes through sparsifier.penalty(), which is not in the loss", stacklevel=5)
 
     @torch.no_grad()
-    def prepare(self, scale: Tensor | float) -> None:
-        """Take the attention's signal from the dense gradients; then scale those of the pruned weights."""
+    def prepare(self, optimizer: Optimizer, scale: Tensor | float) -> None:
+        """Take the attention's signal from the dense gradients; then scale those of the pruned weights, and decay these."""
         own = self.sparsifier
         own._steering.apply(scale)
-        factor = own._clock.pruned_gradient
-        if isinstance(factor, Tensor) or factor != 1:
-            for entry in own._structure.entries:
-                if entry.weight.grad is not None:
-                    pruned = entry.weight.abs().float() < entry.threshold
-                    entry.weight.grad.mul_(torch.where(pruned, factor, 1.0))
+        factor, more = own._clock.pruned_gradient, own.settings.pruned_decay - 1
+        scaled = isinstance(factor, Tensor) or factor != 1
+        decaying = [group for group in optimizer.param_groups if more and _decays(group)]
+        group_of = {id(p): group for group in decaying for p in group["params"]}
+        for entry in own._structure.entries if scaled or decaying else ():
+            if entry.weight.grad is None:
+                continue
+            pruned = entry.weight.abs().float() < entry.threshold
+            if scaled:
+                entry.weight.grad.mul_(torch.where(pruned, factor, 1.0))
+            if id(entry.weight) in group_of:
+                _decay_(entry.weight, pruned, group_of[id(entry.weight)], more, scale)
 
     @torch.no_grad()
     def update(self, optimizer: FusedStep, scale: Tensor | float) -> list[Tensor]:
@@ -45,12 +52,13 @@ class StepFollower:
         own = self.sparsifier
         entries = [entry for entry in own._structure.entries if entry.weight.grad is not None]
         weights = [entry.weight for entry in entries]
-        options = {"pruned_gradient": own._clock.pruned_gradient, "band": own.settings.band}
+        options = {"pruned_gradient": own._clock.pruned_gradient}
+        options |= {"pruned_decay": own.settings.pruned_decay, "band": own.settings.band}
         grad_scale = scale if isinstance(scale, Tensor) else None
         thresholds = [entry.threshold for entry in entries]
         sums = optimizer.update_pruned(weights, thresholds, grad_scale, **options) if entries else None
         if sums is None:
-            self.prepare(scale)
+            self.prepare(optimizer, scale)
             return []
         own._steering.apply(scale, sums)
         return weights
@@ -62,3 +70,20 @@ class StepFollower:
         every = own.settings.refresh_every
         if every == 1 or own.step % every == 0:
             own._follow(own._steering.bounded(own._structure.attentions()))
+
+
+def _decay_(weight: Tensor, pruned: Tensor, group: dict[str, Any], more: float, scale: Tensor | float) -> None:
+    """Decay pruned weights ``more`` times as strongly as the optimizer will on top of that: through the gradient, which
+    comes multiplied by ``scale``, or, where the optimizer's decay is no part of it, themselves.
+    """
+    decay, shrinking = group["weight_decay"], weight.masked_fill(~pruned, 0)
+    if group.get("decoupled_weight_decay"):  # which leaves 1 - lr decay
+        rate = group["lr"] * decay
+        weight.sub_(shrinking * (more * rate / (1 - rate)))
+    else:
+        weight.grad.add_(shrinking * ((-more if group.get("maximize") else more) * decay * scale))
+
+
+def _decays(group: dict[str, Any]) -> bool:
+    decay = group.get("weight_decay", 0)
+    return isinstance(decay, Tensor) or decay != 0  # a tensor is not read

@@ -53,12 +53,18 @@ class FusedStep(Optimizer):
 
     @torch.no_grad()
     def update_pruned(
-        self, weights: list[Tensor], thresholds: list[Tensor], grad_scale: Tensor | None, **options: float
+        self,
+        weights: list[Tensor],
+        thresholds: list[Tensor],
+        grad_scale: Tensor | None,
+        *,
+        pruned_decay: float,
+        **options: float,
     ) -> Tensor | None:
         """Step the ``weights``, which have gradients, through the fused pass; its sums [L, 3], see
         :func:`aswl_kernels.fused_sgd_`, or None and nothing done where an option or a tensor is outside of it.
 
-        ``options``: ``pruned_gradient`` and ``band``. Raises ``ValueError`` where ``decay_pruned=False`` cannot be met.
+        ``options``: ``pruned_gradient``, ``pruned_decay`` and ``band``. Raises ``ValueError`` where ``decay_pruned=False`` cannot be met.
         """
         place = {id(weight): i for i, weight in enumerate(weights)}
         parts = [(g, [p for p in g["params"] if id(p) in place]) for g in self.param_groups]
@@ -74,7 +80,8 @@ class FusedStep(Optimizer):
         for group, members in parts:
             for alike in self._alike(group, members):
                 where = [place[id(weight)] for weight in alike]
-                shared = {"grad_scale": grad_scale, "decay_pruned": group["decay_pruned"], **options}
+                decay = pruned_decay if group["decay_pruned"] else 0.0
+                shared = {"grad_scale": grad_scale, "pruned_decay": decay, **options}
                 got = self._pass(group, alike, [thresholds[i] for i in where], **shared)
                 if len(where) == len(weights) and where == sorted(where):
                     return got

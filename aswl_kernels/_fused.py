@@ -1,5 +1,7 @@
 """What the fused optimizers share: the checks of their lists, and the statistics' shape."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ def check_lists(
     grad_scale: Tensor | None,
     lr: float | Tensor,
     pruned_gradient: float | Tensor,
+    pruned_decay: float,
     band: float,
     **alike: list[Tensor],
 ) -> None:
@@ -39,6 +42,7 @@ def check_lists(
     check_number(op, "pruned_gradient", pruned_gradient, weights)
     if not isinstance(pruned_gradient, Tensor):
         want(0 <= pruned_gradient <= 1, op, "pruned_gradient in [0, 1]", pruned_gradient)
+    want(0 <= pruned_decay < math.inf, op, "pruned_decay a number >= 0", pruned_decay)
     want(0 < band < 1, op, "band in (0, 1)", band)
 
 

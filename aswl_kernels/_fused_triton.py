@@ -28,7 +28,6 @@ class Variant(NamedTuple):
     scaled: bool
     maximize: bool
     decays: bool
-    decay_pruned: bool
     first: bool = False
     nesterov: bool = False
 

@@ -22,7 +22,7 @@ def fused_adamw_(
     eps: float = 1e-8,
     weight_decay: float = 0.01,
     maximize: bool = False,
-    decay_pruned: bool = True,
+    pruned_decay: float = 1.0,
     pruned_gradient: float | Tensor = 1.0,
     band: float = 0.15,
     grad_scale: Tensor | None = None,
@@ -37,7 +37,7 @@ def fused_adamw_(
     """
     op = "fused_adamw_"
     alike = {"grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
-    check_lists(op, weights, thresholds, copies, grad_scale, lr, pruned_gradient, band, **alike)
+    check_lists(op, weights, thresholds, copies, grad_scale, lr, pruned_gradient, pruned_decay, band, **alike)
     step_tensors = [step for step in steps if isinstance(step, Tensor)]
     for step in step_tensors:
         check_number(op, "step", step, weights)
@@ -60,7 +60,7 @@ def fused_adamw_(
         eps,
         weight_decay,
         maximize,
-        decay_pruned,
+        pruned_decay,
         pruned_gradient,
         band,
         lr_tensor,
@@ -71,7 +71,7 @@ def fused_adamw_(
 _fused_adamw = define(
     "fused_adamw_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, float[] steps, "
     "Tensor[] step_tensors, Tensor[] thresholds, Tensor(d!)[] copies, Tensor? grad_scale, float lr, float beta1, "
-    "float beta2, float eps, float weight_decay, bool maximize, bool decay_pruned, float pruned_gradient, float band, "
+    "float beta2, float eps, float weight_decay, bool maximize, float pruned_decay, float pruned_gradient, float band, "
     "Tensor? lr_tensor=None, Tensor? pruned_gradient_tensor=None) -> Tensor",
     reference.fused_adamw_,
     fake,

@@ -18,6 +18,7 @@ class Numbers(NamedTuple):
     log_beta2: float
     eps: float
     decay: float
+    pruned_decay: float  # of pruned weights
 
 
 @triton.jit
@@ -25,7 +26,7 @@ def prepare(lr, step, numbers):
     """The step's size and the root's factor, which correct the averages' biases, and what weight decay leaves."""
     size = lr / _one_less_power(numbers.log_beta1, step)
     factor = 1 / tl.sqrt_rn(_one_less_power(numbers.log_beta2, step))
-    return (size, factor, 1 - lr * numbers.decay, numbers)
+    return (size, factor, 1 - lr * numbers.decay, 1 - lr * numbers.pruned_decay, numbers)
 
 
 @triton.jit
@@ -41,9 +42,9 @@ def _one_less_power(log_beta, step):
 # The roundings are those of PyTorch's loop over single tensors but for the correction of the root, which is a product.
 @triton.jit
 def update(w, g, m, v, pruned, constants, VARIANT: tl.constexpr):
-    size, factor, remains, numbers = constants
+    size, factor, remains, remains_pruned, numbers = constants
     if VARIANT.decays:
-        w = w * remains if VARIANT.decay_pruned else tl.where(pruned, w, w * remains)
+        w = w * tl.where(pruned, remains_pruned, remains)
     near = numbers.lerp < 0.5  # as torch.lerp, which starts at the nearer end
     m = tl.fma(tl.where(near, numbers.lerp, numbers.lerp - 1), g - m, tl.where(near, m, g))
     v = tl.fma(numbers.fresh * g, g, v * numbers.beta2)
@@ -66,7 +67,7 @@ def fused_adamw_(
     eps: float,
     weight_decay: float,
     maximize: bool,
-    decay_pruned: bool,
+    pruned_decay: float,
     pruned_gradient: float,
     band: float,
     lr_tensor: Tensor | None = None,
@@ -74,8 +75,8 @@ def fused_adamw_(
 ) -> Tensor:
     """See :func:`aswl_kernels.fused_adamw_`."""
     logs = [math.log(max(beta, 1e-30)) for beta in (beta1, beta2)]
-    numbers = Numbers(1 - beta1, beta2, 1 - beta2, *logs, eps, weight_decay)
-    variant = Variant(2, bool(copies), grad_scale is not None, maximize, weight_decay != 0, decay_pruned)
+    numbers = Numbers(1 - beta1, beta2, 1 - beta2, *logs, eps, weight_decay, weight_decay * pruned_decay)
+    variant = Variant(2, bool(copies), grad_scale is not None, maximize, weight_decay != 0)
     if step_tensors:
         steps = [either(0.0, step, weights) for step in step_tensors]
     return launch(

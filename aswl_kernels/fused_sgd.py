@@ -21,7 +21,7 @@ def fused_sgd_(
     nesterov: bool = False,
     maximize: bool = False,
     first: bool = False,
-    decay_pruned: bool = True,
+    pruned_decay: float = 1.0,
     pruned_gradient: float | Tensor = 1.0,
     band: float = 0.15,
     grad_scale: Tensor | None = None,
@@ -31,8 +31,8 @@ def fused_sgd_(
 
     ``weights``, ``grads``, ``momenta`` (empty where ``momentum`` is 0): L floating tensors each, alike in shape, dtype
     and device; ``thresholds``: L tensors of one element. A weight is pruned where its magnitude, in fp32, was below the
-    threshold before the step; its gradient is multiplied by ``pruned_gradient``, and weight decay spares it unless
-    ``decay_pruned``. ``first``: the momenta hold nothing yet. Gradients are divided by ``grad_scale`` (one element)
+    threshold before the step; its gradient is multiplied by ``pruned_gradient``, and its weight decay by
+    ``pruned_decay``. ``first``: the momenta hold nothing yet. Gradients are divided by ``grad_scale`` (one element)
     first and stay as they are. ``copies``: L floating tensors of the weights' shapes that take the new weights masked
     by the same thresholds. ``lr`` and ``pruned_gradient`` may be tensors of one element, on the weights' device (so
     that a CUDA graph finds new values in them) or on the CPU; their values are not checked. Inside, narrow dtypes are
@@ -41,7 +41,7 @@ def fused_sgd_(
     differentiable. Raises ``ValueError`` on another dtype, shape, device or number.
     """
     alike = {"grads": grads} | ({"momenta": momenta} if momentum != 0 else {})
-    check_lists("fused_sgd_", weights, thresholds, copies, grad_scale, lr, pruned_gradient, band, **alike)
+    check_lists("fused_sgd_", weights, thresholds, copies, grad_scale, lr, pruned_gradient, pruned_decay, band, **alike)
     (lr, lr_tensor), (pruned_gradient, pruned_gradient_tensor) = parted(lr), parted(pruned_gradient)
     return _fused_sgd(
         weights,
@@ -57,7 +57,7 @@ def fused_sgd_(
         nesterov,
         maximize,
         first,
-        decay_pruned,
+        pruned_decay,
         pruned_gradient,
         band,
         lr_tensor,
@@ -68,7 +68,7 @@ def fused_sgd_(
 _fused_sgd = define(
     "fused_sgd_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] momenta, Tensor[] thresholds, Tensor(c!)[] copies, "
     "Tensor? grad_scale, float lr, float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, "
-    "bool first, bool decay_pruned, float pruned_gradient, float band, Tensor? lr_tensor=None, Tensor? "
+    "bool first, float pruned_decay, float pruned_gradient, float band, Tensor? lr_tensor=None, Tensor? "
     "pruned_gradient_tensor=None) -> Tensor",
     reference.fused_sgd_,
     fake,

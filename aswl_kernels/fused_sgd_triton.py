@@ -13,20 +13,20 @@ class Numbers(NamedTuple):
     momentum: float
     share: float
     decay: float
+    pruned_decay: float  # of pruned weights
 
 
 @triton.jit
 def prepare(lr, step, numbers):
-    return (lr, numbers.momentum, numbers.share, numbers.decay)
+    return (lr, numbers.momentum, numbers.share, numbers.decay, numbers.pruned_decay)
 
 
 # The roundings are those of PyTorch's loop over single tensors, whose sums of two products are fused multiply-adds.
 @triton.jit
 def update(w, g, m, v, pruned, constants, VARIANT: tl.constexpr):
-    lr, momentum, share, decay = constants
+    lr, momentum, share, decay, pruned_decay = constants
     if VARIANT.decays:
-        decayed = tl.fma(decay, w, g)
-        g = decayed if VARIANT.decay_pruned else tl.where(pruned, g, decayed)
+        g = tl.fma(tl.where(pruned, pruned_decay, decay), w, g)
     if VARIANT.states > 0:
         m = g if VARIANT.first else tl.fma(share, g, m * momentum)
         g = tl.fma(momentum, m, g) if VARIANT.nesterov else m
@@ -47,16 +47,16 @@ def fused_sgd_(
     nesterov: bool,
     maximize: bool,
     first: bool,
-    decay_pruned: bool,
+    pruned_decay: float,
     pruned_gradient: float,
     band: float,
     lr_tensor: Tensor | None = None,
     pruned_gradient_tensor: Tensor | None = None,
 ) -> Tensor:
     """See :func:`aswl_kernels.fused_sgd_`."""
-    numbers = Numbers(momentum, 1 - dampening, weight_decay)
+    numbers = Numbers(momentum, 1 - dampening, weight_decay, weight_decay * pruned_decay)
     states = [momenta] if momentum != 0 else []
-    own = (maximize, weight_decay != 0, decay_pruned, first, nesterov)
+    own = (maximize, weight_decay != 0, first, nesterov)
     rule = Rule(prepare, update, numbers, Variant(len(states), bool(copies), grad_scale is not None, *own))
     return launch(
         rule,

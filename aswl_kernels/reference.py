@@ -227,7 +227,7 @@ def fused_sgd_(
     nesterov: bool,
     maximize: bool,
     first: bool,
-    decay_pruned: bool,
+    pruned_decay: float,
     pruned_gradient: float,
     band: float,
     lr_tensor: Tensor | None = None,
@@ -240,10 +240,12 @@ def fused_sgd_(
     lr, pruned_gradient = _either(lr, lr_tensor), _either(pruned_gradient, pruned_gradient_tensor)
     statistics = []
     for i, (weight, threshold) in enumerate(zip(weights, thresholds)):
-        grad, decayed, sums = _observe(weight, grads[i], threshold, grad_scale, maximize, pruned_gradient, band)
+        grad, decayed, sums = _observe(
+            weight, grads[i], threshold, grad_scale, maximize, pruned_gradient, pruned_decay, band
+        )
         statistics.append(sums)
         if weight_decay != 0:
-            grad = grad.add(weight if decay_pruned else weight * decayed, alpha=weight_decay)
+            grad = grad.add(weight * decayed, alpha=weight_decay)
         if momentum != 0:
             momenta[i].copy_(grad if first else momenta[i].mul(momentum).add(grad, alpha=1 - dampening))
             grad = grad.add(momenta[i], alpha=momentum) if nesterov else momenta[i]
@@ -267,7 +269,7 @@ def fused_adamw_(
     eps: float,
     weight_decay: float,
     maximize: bool,
-    decay_pruned: bool,
+    pruned_decay: float,
     pruned_gradient: float,
     band: float,
     lr_tensor: Tensor | None = None,
@@ -278,10 +280,12 @@ def fused_adamw_(
     steps = [step.double() for step in step_tensors] or steps  # 1 - beta2 ** step takes fp64
     statistics = []
     for i, (weight, threshold) in enumerate(zip(weights, thresholds)):
-        grad, decayed, sums = _observe(weight, grads[i], threshold, grad_scale, maximize, pruned_gradient, band)
+        grad, decayed, sums = _observe(
+            weight, grads[i], threshold, grad_scale, maximize, pruned_gradient, pruned_decay, band
+        )
         statistics.append(sums)
         if weight_decay != 0:
-            weight.sub_(lr * weight_decay * _wide(weight if decay_pruned else weight * decayed))
+            weight.sub_(lr * weight_decay * _wide(weight * decayed))
         exp_avgs[i].lerp_(grad, 1 - beta1)
         exp_avg_sqs[i].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         root = _wide(exp_avg_sqs[i]).sqrt() / (1 - beta2 ** steps[i]) ** 0.5 + eps
@@ -298,8 +302,8 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _observe(weight, grad, threshold, grad_scale, maximize, pruned_gradient, band):
-    """The gradient that the optimizer sees, 1 for kept weights and 0 for pruned ones, and the three sums, fp64."""
+def _observe(weight, grad, threshold, grad_scale, maximize, pruned_gradient, pruned_decay, band):
+    """The gradient that the optimizer sees, what multiplies each weight's decay, and the three sums, fp64."""
     grad = grad if grad_scale is None else grad / grad_scale.to(grad.dtype)
     magnitude, threshold = weight.abs().float(), threshold.float()
     pruned = magnitude < threshold
@@ -308,7 +312,7 @@ def _observe(weight, grad, threshold, grad_scale, maximize, pruned_gradient, ban
     kept_sum = (grad.double() * weight.double().masked_fill(pruned, 0)).sum()
     sums = torch.stack([kept_sum, product.masked_fill(~near, 0).sum(), near.sum().double()])
     grad = grad * torch.where(pruned, pruned_gradient, 1.0).to(grad.dtype)
-    return -grad if maximize else grad, (~pruned).to(weight.dtype), sums
+    return -grad if maximize else grad, torch.where(pruned, pruned_decay, 1.0).to(weight.dtype), sums
 
 
 def _finish(weights, thresholds, copies, statistics):

@@ -106,7 +106,7 @@ def _fused() -> dict[str, Launch]:
     def step(kind: str, weight: torch.Tensor, copy: torch.dtype | None = None, tensors: bool = False) -> Launch:
         moved = [[weight] * 54] * {"sgd": 3, "adamw": 4}[kind]
         rest = [[one] * 54, [weight.to(copy)] * 54 if copy else [], one if tensors else None, 0.1]
-        tail = [False, True, 0.5, 0.15, *([one, one] if tensors else [])]  # maximize, decay_pruned, ...
+        tail = [False, 10.0, 0.5, 0.15, *([one, one] if tensors else [])]  # maximize, pruned_decay, ...
         if kind == "sgd":
             return partial(fused_sgd_triton.fused_sgd_, *moved, *rest, 0.9, 0.0, 1e-4, False, False, *tail)
         steps = [[], [one] * 54] if tensors else [[1.0] * 54, []]

@@ -2,11 +2,11 @@
 #pragma once
 #include "vec.h"
 
-// The mask of a layer and what it does to the gradient; ``decay_pruned`` says whether weight decay reaches pruned weights.
+// The mask of a layer, what it does to the gradient, and the factor of pruned weights' decay.
 struct Mask {
   float threshold, low, high;
-  double pruned_gradient, grad_scale;
-  bool decay_pruned, maximize;
+  double pruned_gradient, pruned_decay, grad_scale;
+  bool maximize;
 };
 
 // A part of a layer: ``states`` are the optimizer's, ``copy`` (or null) takes the masked weight. The sums are those of
@@ -153,8 +153,8 @@ template <int STATES, class T, class Update> static inline void pass(Part<T>& pa
 
 // What a step does to all layers alike.
 struct Options {
-  double pruned_gradient, band;
-  bool decay_pruned, maximize;
+  double pruned_gradient, band, pruned_decay;
+  bool maximize;
 };
 
 // Every mutated tensor of a layer, or a contiguous stand-in where the tensors' orders in memory differ; ``finish``
@@ -199,8 +199,8 @@ Tensor each_part(const std::vector<Tensor>& weights, const std::vector<Tensor>& 
       for (const auto& t : given) used.push_back(aligned ? t : torch::stable::contiguous(t));
       held.push_back(aligned ? grads[l] : torch::stable::contiguous(grads[l]));
       float t = float(number(thresholds[l]));
-      masks[l] = {t, float(1 - options.band) * t, float(1 + options.band) * t, options.pruned_gradient, scale,
-                  options.decay_pruned, options.maximize};
+      masks[l] = {t, float(1 - options.band) * t, float(1 + options.band) * t, options.pruned_gradient,
+                  options.pruned_decay, scale, options.maximize};
       int64_t n = weights[l].numel();
       for (int64_t begin = 0; begin < n; begin += CHUNK) {
         Part<T> part = {out<T>(used[0]) + begin, in<T>(held[l]) + begin, {}, nullptr, 0, std::min(CHUNK, n - begin), {}};

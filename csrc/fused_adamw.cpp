@@ -1,9 +1,10 @@
 // fused_adamw_: one pass of AdamW over pruned weights, with the sums that the method wants of it.
 #include "fused.h"
 
-// The numbers of one layer's step; ``step_size`` and ``root`` hold the corrections of the two averages' bias.
+// The numbers of one layer's step; the first two are what decay leaves of kept and of pruned weights, ``step_size`` and
+// ``root`` hold the corrections of the two averages' bias.
 struct AdamW {
-  double decay, lerp, beta2, step_size, root, eps;
+  double decay, pruned_decay, lerp, beta2, step_size, root, eps;
 };
 
 KERNEL(template <class T> void fused_adamw(Part<T>& part, const Mask& mask, const AdamW& adamw))
@@ -38,12 +39,13 @@ template <class V> static inline V root_of(V v) {
 // the root: PyTorch's is not always the nearest number.
 template <class T> void fused_adamw(Part<T>& part, const Mask& mask, const AdamW& adamw) {
   using A = Wide<T>;
-  const A decay = adamw.decay, lerp = adamw.lerp, beta2 = adamw.beta2, fresh = 1 - adamw.beta2;
+  const A decay = adamw.decay, pruned_decay = adamw.pruned_decay;
+  const A lerp = adamw.lerp, beta2 = adamw.beta2, fresh = 1 - adamw.beta2;
   const A step = -adamw.step_size, root = adamw.root, eps = adamw.eps;
-  const bool decay_pruned = mask.decay_pruned;
+  const bool alike = mask.pruned_decay == 1;
   auto update = [=](auto w, auto g, auto* states, auto pruned) {
-    auto decayed = w * decay;
-    w = decay_pruned ? decayed : pruned ? w : decayed;
+    auto kept = w * decay;
+    w = alike ? kept : pruned ? w * pruned_decay : kept;
     auto m = states[0];
     states[0] = lerp < A(0.5) ? fma(lerp, g - m, m) : fma(lerp - 1, g - m, g);
     states[1] = fma(fresh * g, g, states[1] * beta2);
@@ -63,7 +65,7 @@ static Tensor fused_adamw(std::vector<Tensor> weights, std::vector<Tensor> grads
                           std::vector<Tensor> exp_avg_sqs, std::vector<double> steps, std::vector<Tensor> step_tensors,
                           std::vector<Tensor> thresholds, std::vector<Tensor> copies, std::optional<Tensor> grad_scale,
                           double lr, double beta1, double beta2, double eps, double weight_decay, bool maximize,
-                          bool decay_pruned, double pruned_gradient, double band, std::optional<Tensor> lr_tensor,
+                          double pruned_decay, double pruned_gradient, double band, std::optional<Tensor> lr_tensor,
                           std::optional<Tensor> pruned_gradient_tensor) {
   lr = number(lr_tensor, lr);
   std::vector<std::vector<Tensor>> states(weights.size());
@@ -71,11 +73,11 @@ static Tensor fused_adamw(std::vector<Tensor> weights, std::vector<Tensor> grads
   for (size_t l = 0; l < weights.size(); l++) {
     states[l] = {exp_avgs[l], exp_avg_sqs[l]};
     double step = step_tensors.empty() ? steps[l] : number(step_tensors[l]);
-    adamw.push_back({1 - lr * weight_decay, 1 - beta1, beta2, lr / (1 - std::pow(beta1, step)),
-                     std::sqrt(1 - std::pow(beta2, step)), eps});
+    adamw.push_back({1 - lr * weight_decay, 1 - lr * weight_decay * pruned_decay, 1 - beta1, beta2,
+                     lr / (1 - std::pow(beta1, step)), std::sqrt(1 - std::pow(beta2, step)), eps});
   }
   return each_part(weights, grads, states, thresholds, copies, grad_scale,
-                   {number(pruned_gradient_tensor, pruned_gradient), band, decay_pruned, maximize},
+                   {number(pruned_gradient_tensor, pruned_gradient), band, pruned_decay, maximize},
                    [&](auto& part, const Mask& mask, int64_t layer) { PICK(fused_adamw(part, mask, adamw[layer])); });
 }
 

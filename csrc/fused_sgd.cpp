@@ -15,10 +15,11 @@ namespace ISA {
 template <class T> void fused_sgd(Part<T>& part, const Mask& mask, const Sgd& sgd) {
   using A = Wide<T>;
   const A lr = sgd.lr, momentum = sgd.momentum, share = 1 - sgd.dampening, decay = sgd.weight_decay;
-  const bool decay_pruned = mask.decay_pruned, nesterov = sgd.nesterov, first = sgd.first;
+  const A pruned_decay = sgd.weight_decay * mask.pruned_decay;
+  const bool nesterov = sgd.nesterov, first = sgd.first, alike = mask.pruned_decay == 1;
   auto decayed = [=](auto w, auto g, auto pruned) {
-    auto all = fma(decay, w, g);
-    return decay_pruned ? all : pruned ? g : all;
+    auto kept = fma(decay, w, g);
+    return alike ? kept : pruned ? fma(pruned_decay, w, g) : kept;
   };
   auto plain = [=](auto w, auto g, auto*, auto pruned) {
     return fma(-lr, decay == 0 ? g : decayed(w, g, pruned), w);
@@ -44,13 +45,13 @@ EACH_DTYPE(INSTANTIATE)
 static Tensor fused_sgd(std::vector<Tensor> weights, std::vector<Tensor> grads, std::vector<Tensor> momenta,
                         std::vector<Tensor> thresholds, std::vector<Tensor> copies, std::optional<Tensor> grad_scale,
                         double lr, double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
-                        bool first, bool decay_pruned, double pruned_gradient, double band,
+                        bool first, double pruned_decay, double pruned_gradient, double band,
                         std::optional<Tensor> lr_tensor, std::optional<Tensor> pruned_gradient_tensor) {
   Sgd sgd = {number(lr_tensor, lr), momentum, dampening, weight_decay, nesterov, first};
   std::vector<std::vector<Tensor>> states(weights.size());
   for (size_t l = 0; l < weights.size() && momentum != 0; l++) states[l] = {momenta[l]};
   return each_part(weights, grads, states, thresholds, copies, grad_scale,
-                   {number(pruned_gradient_tensor, pruned_gradient), band, decay_pruned, maximize},
+                   {number(pruned_gradient_tensor, pruned_gradient), band, pruned_decay, maximize},
                    [&](auto& part, const Mask& mask, int64_t) { PICK(fused_sgd(part, mask, sgd)); });
 }
 

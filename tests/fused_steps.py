@@ -35,7 +35,7 @@ def by_reference(
     name, weights, grads, states, thresholds, number=1, *, lr=0.1, copies=None, grad_scale=None, **options
 ):
     """The same by the reference, in the dtype of the weights."""
-    mask = [options.get("decay_pruned", True), options.get("pruned_gradient", 1.0), options.get("band", 0.15)]
+    mask = [options.get("pruned_decay", 1.0), options.get("pruned_gradient", 1.0), options.get("band", 0.15)]
     decay, maximize = options.get("weight_decay", 0.0 if name == "sgd" else 0.01), options.get("maximize", False)
     if name == "sgd":
         own = [options.get("momentum", 0.0), options.get("dampening", 0.0), decay, options.get("nesterov", False)]

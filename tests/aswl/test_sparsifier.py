@@ -157,6 +157,36 @@ def test_dense_gradient_scales_only_pruned_weights():
     torch.testing.assert_close(model[4].weight.grad, torch.where(kept, dense, 0.25 * dense))
 
 
+@pytest.mark.parametrize(
+    "kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, aswl.optim.SGD, aswl.optim.AdamW]
+)
+def test_pruned_weights_decay_more(kind):
+    """By as much as the optimizer's own weight decay takes, once for each time more."""
+
+    def step(pruned_decay, weight_decay):
+        model = nn.Linear(30, 20)
+        sparsifier = aswl.ASWL(model, density=0.2, schedule="constant", pruned_decay=pruned_decay)
+        betas = {} if "SGD" in kind.__name__ else {"betas": (0.9, 0.5), "eps": 1.0, "adaptive": True}
+        adaptive = betas.pop("adaptive", False)
+        groups = sparsifier.param_groups(lr=0.1, weight_decay=weight_decay, adaptive=adaptive)
+        optimizer = kind(groups, **betas)
+        with torch.no_grad():
+            model.weight.copy_(torch.linspace(-1, 1, 600).view(20, 30))
+        sparsifier.attach(optimizer)
+        pruned = model.weight.abs() < model.threshold
+        model.weight.grad, model.bias.grad = torch.full_like(model.weight, 0.01), torch.ones(20)
+        optimizer.step()
+        return model.weight.detach(), pruned
+
+    (none, pruned), (once, _), (thrice, _) = step(1, 0.0), step(1, 0.01), step(3, 0.01)
+    assert 400 < pruned.sum() < 500
+    lost = (none - once).where(pruned, 0)
+    assert lost.abs().max() > 1e-4
+    torch.testing.assert_close(
+        once - thrice, 2 * lost, rtol=0.05, atol=1e-6
+    )  # Adam divides by the size of what it adds up
+
+
 def test_weight_gradient_is_straight_through():
     model = net()
     sparsifier, _ = follow(model, density=0.25, schedule="constant")

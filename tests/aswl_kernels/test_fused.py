@@ -43,7 +43,7 @@ def test_is_torchs_optimizer(name, options, dtype):
 @pytest.mark.parametrize("number", [1, 7])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_no_worse_than_the_reference(name, options, dtype, number):
-    options = options | {"pruned_gradient": 0.3, "decay_pruned": False, "band": 0.4}
+    options = options | {"pruned_gradient": 0.3, "pruned_decay": 3.0, "band": 0.4}
     args = layers(dtype=dtype)
     runs = []
     for f, to in ((step, dtype), (by_reference, dtype), (by_reference, torch.float64)):
@@ -65,12 +65,12 @@ def test_no_worse_than_the_reference(name, options, dtype, number):
     st.sampled_from(["sgd", "adamw"]),
     st.floats(0, 2),
     st.floats(0, 1),
-    st.booleans(),
+    st.sampled_from([0.0, 1.0, 7.5]),
     st.booleans(),
     st.sampled_from(FLOATS),
 )
-def test_any_layers(sizes, name, threshold, pruned_gradient, decay_pruned, maximize, dtype):
-    options = {"pruned_gradient": pruned_gradient, "decay_pruned": decay_pruned, "maximize": maximize}
+def test_any_layers(sizes, name, threshold, pruned_gradient, pruned_decay, maximize, dtype):
+    options = {"pruned_gradient": pruned_gradient, "pruned_decay": pruned_decay, "maximize": maximize}
     options |= {"weight_decay": 0.1} | ({"momentum": 0.9} if name == "sgd" else {})
     weights, grads, states, _ = layers(tuple(sizes), dtype)
     thresholds = [torch.tensor(threshold)] * len(sizes)
@@ -87,11 +87,11 @@ def test_worked_by_hand(device):
     grad = torch.tensor([1.0, 10.0, 100.0, -1.0], device=device)
     momentum = torch.tensor([0.0, 1.0, 2.0, 4.0], device=device)
     threshold, copy = torch.tensor(0.5, device=device), torch.empty(4, device=device, dtype=torch.bfloat16)
-    options = {"momentum": 0.5, "weight_decay": 1.0, "decay_pruned": False, "pruned_gradient": 0.5, "band": 0.5}
+    options = {"momentum": 0.5, "weight_decay": 1.0, "pruned_decay": 4.0, "pruned_gradient": 0.5, "band": 0.5}
     sums = fused_sgd_([weight], [grad], [momentum], [threshold], lr=0.5, copies=[copy], **options)
-    assert momentum.tolist() == [2.0, 10.0, 51.0, -1.0]  # the pruned 0.25: 0.5 * 2 + 0.5 * 100, no decay
-    assert weight.tolist() == [0.0, -5.5, -25.25, -1.5]
-    assert copy.tolist() == [0.0, -5.5, -25.25, -1.5]
+    assert momentum.tolist() == [2.0, 10.0, 52.0, -1.0]  # the pruned 0.25: 0.5 * 2 + 0.5 * 100 + 4 * 0.25
+    assert weight.tolist() == [0.0, -5.5, -25.75, -1.5]
+    assert copy.tolist() == [0.0, -5.5, -25.75, -1.5]
     assert sums.tolist() == [[1.0 - 5.0 + 2.0, -5.0 + 25.0, 2.0]]  # the band is 0.25 to 0.75
     assert sums.dtype == torch.float64
 
@@ -137,7 +137,7 @@ def test_numbers_in_tensors(name, options, dtype):
 
     def call(op, tensors):
         weights, grads, states, thresholds = clone(args)
-        number, rest = (tensor(3.0) if tensors else 3.0), options | {"decay_pruned": False}
+        number, rest = (tensor(3.0) if tensors else 3.0), options | {"pruned_decay": 0.0}
         rest |= {n: tensor(v) if tensors else v for n, v in (("lr", 0.125), ("pruned_gradient", 0.25))}
         if name == "sgd":
             return op(weights, grads, states[0], thresholds, **rest), weights, states
@@ -220,7 +220,7 @@ def test_nothing_to_do(name):
 def test_opcheck(device):
     weights, grads, (first, second), thresholds = layers((5, 12))
     copies = [w.bfloat16() for w in weights]
-    tail = (True, 0.5, 0.15)
+    tail = (3.0, 0.5, 0.15)
     args = (weights, grads, first, thresholds, copies, None, 0.1, 0.9, 0.0, 0.1, True, False, False, *tail)
     torch.library.opcheck(torch.ops.aswl.fused_sgd_.default, args)
     args = (weights, grads, first, second, [1.0, 2.0], [], thresholds, [], torch.tensor(2.0), 0.1, 0.9, 0.99, 1e-8, 0.1)
@@ -264,6 +264,7 @@ W, T = torch.ones(3), torch.zeros(())
         ({"lr": T.to("meta")}, "want lr a floating 0-d or [1] tensor on cpu; got float32[] on meta"),
         ({"pruned_gradient": W}, "want pruned_gradient a floating 0-d or [1] tensor"),
         ({"pruned_gradient": 1.5}, "want pruned_gradient in [0, 1]; got 1.5"),
+        ({"pruned_decay": -1.0}, "want pruned_decay a number >= 0; got -1.0"),
         ({"band": 0.0}, "want band in (0, 1); got 0.0"),
     ],
 )

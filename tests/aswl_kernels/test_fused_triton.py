@@ -55,7 +55,7 @@ def test_is_torchs_optimizer(name, options, triton_device):
 @cases
 @pytest.mark.parametrize("dtype, copy_dtype", PAIRS)
 def test_is_no_worse_than_the_reference(name, options, dtype, copy_dtype, triton_device):
-    options = options | {"pruned_gradient": 0.3, "decay_pruned": copy_dtype is None, "band": 0.4}
+    options = options | {"pruned_gradient": 0.3, "pruned_decay": 1.0 if copy_dtype is None else 3.0, "band": 0.4}
     number = 1 if copy_dtype is None else 7
     args = layers(SIZES, dtype, triton_device)
     runs = []
@@ -83,12 +83,13 @@ def test_is_no_worse_than_the_reference(name, options, dtype, copy_dtype, triton
     number=st.integers(1, 2),
     threshold=st.floats(0, 2),
     pruned_gradient=st.floats(0, 1),
-    flags=st.lists(st.booleans(), min_size=4, max_size=4),
+    pruned_decay=st.sampled_from([0.0, 1.0, 7.5]),
+    flags=st.lists(st.booleans(), min_size=3, max_size=3),
     weight_decay=st.sampled_from([0.0, 0.1]),
 )
-def test_any_layers(triton_device, sizes, name, number, threshold, pruned_gradient, flags, weight_decay):
-    decay_pruned, maximize, nesterov, scaled = flags
-    options = {"decay_pruned": decay_pruned, "maximize": maximize, "pruned_gradient": pruned_gradient}
+def test_any_layers(triton_device, sizes, name, number, threshold, pruned_gradient, pruned_decay, flags, weight_decay):
+    maximize, nesterov, scaled = flags
+    options = {"pruned_decay": pruned_decay, "maximize": maximize, "pruned_gradient": pruned_gradient}
     options |= {"weight_decay": weight_decay} | ({"momentum": 0.9, "nesterov": nesterov} if name == "sgd" else {})
     options |= {"grad_scale": torch.tensor(3.0, device=triton_device)} if scaled else {}
     weights, grads, states, _ = layers(tuple(sizes), device=triton_device)
@@ -259,7 +260,7 @@ def test_fp64_goes_to_the_reference(triton_device, monkeypatch):
 def test_opcheck(triton_device):
     weights, grads, (first, second), thresholds = layers((5, 12), device=triton_device)
     copies, one = [w.bfloat16() for w in weights], torch.ones((), device=triton_device)
-    tail = (True, 0.5, 0.15)
+    tail = (3.0, 0.5, 0.15)
     args = (weights, grads, first, thresholds, copies, None, 0.1, 0.9, 0.0, 0.1, True, False, False, *tail, one, None)
     torch.library.opcheck(torch.ops.aswl.fused_sgd_.default, args)
     args = (weights, grads, first, second, [], [one, one], thresholds, [], one, 0.1, 0.9, 0.99, 1e-8, 0.1, False, *tail)
