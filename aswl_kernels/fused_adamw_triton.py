@@ -23,10 +23,11 @@ class Numbers(NamedTuple):
 
 @triton.jit
 def prepare(lr, step, numbers):
-    """The step's size and the root's factor, which correct the averages' biases, and what weight decay leaves."""
+    """The step's size and the root's factor, which correct the averages' biases, what weight decay leaves, and of that in pruned weights."""
     size = lr / _one_less_power(numbers.log_beta1, step)
     factor = 1 / tl.sqrt_rn(_one_less_power(numbers.log_beta2, step))
-    return (size, factor, 1 - lr * numbers.decay, 1 - lr * numbers.pruned_decay, numbers)
+    left = 1 - lr * numbers.decay
+    return (size, factor, left, (1 - lr * numbers.pruned_decay) / left, numbers)
 
 
 @triton.jit
@@ -42,9 +43,9 @@ def _one_less_power(log_beta, step):
 # The roundings are those of PyTorch's loop over single tensors but for the correction of the root, which is a product.
 @triton.jit
 def update(w, g, m, v, pruned, constants, VARIANT: tl.constexpr):
-    size, factor, remains, remains_pruned, numbers = constants
+    size, factor, left, pruned_left, numbers = constants
     if VARIANT.decays:
-        w = w * tl.where(pruned, remains_pruned, remains)
+        w = tl.where(pruned, w * pruned_left, w) * left  # one factor or the other instead would take more registers
     near = numbers.lerp < 0.5  # as torch.lerp, which starts at the nearer end
     m = tl.fma(tl.where(near, numbers.lerp, numbers.lerp - 1), g - m, tl.where(near, m, g))
     v = tl.fma(numbers.fresh * g, g, v * numbers.beta2)
