@@ -12,7 +12,7 @@ import aswl
 from aswl.training import checkpoint, model_file
 from aswl.training.config import TrainConfig
 from aswl.training.distributed import World, join
-from aswl.training.evaluate import evaluate
+from aswl.training.evaluate import evaluate, warn_of_emulation
 from aswl.training.log import Log, MetricsFile, TensorBoard, console
 from aswl.training.loop import Loop
 from aswl.training.signals import SignalWatch
@@ -41,6 +41,7 @@ def train(config: TrainConfig) -> Path | None:
 def _run(config: TrainConfig, world: World) -> None:
     if world.main:
         _check_folder(config)
+        warn_of_emulation(config.amp, world.device)
     task = prepare(config, world)
     identity = _identity(config, task, world)
     states = {name: _newest(config, name, world) for name in (("dense", "sparse") if config.twin else ("sparse",))}

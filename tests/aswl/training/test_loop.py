@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -155,6 +156,14 @@ def test_bf16_is_close_to_fp32_and_not_the_same(tmp_path):
     (_, full), (_, half) = (run_loop(tiny(tmp_path, amp=amp, epochs=1)) for amp in ("none", "bf16"))
     assert half[0]["loss"] == pytest.approx(full[0]["loss"], rel=0.02)
     assert half[0]["loss"] != full[0]["loss"]
+
+
+@pytest.mark.parametrize("amp, supported", [("bf16", False), ("bf16", True), ("none", False)])
+def test_bf16_without_instructions_is_told(amp, supported, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    told = pytest.warns(match="no instructions for bf16") if (amp, supported) == ("bf16", False) else nullcontext()
+    with told:  # every other warning is an error
+        train(tiny(tmp_path, amp=amp, epochs=1))
 
 
 def test_channels_last_is_another_layout_of_the_same(tmp_path):
