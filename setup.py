@@ -39,7 +39,7 @@ class Build(build_ext):
         x86 = platform.machine() in ("x86_64", "AMD64")
         jobs = {"op": ["-DTORCH_TARGET_VERSION=0x020b000000000000", f'-DASWL_SOURCES="{DIGEST}"']}
         jobs |= {s: [f"-DISA={s}", *SETS[s]] for s in (SETS if x86 else ["portable"])}
-        common = ["-O3", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-attributes"]
+        common = ["-O3", "-g1", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-attributes"]
 
         def compile(job: str, source: str) -> list[str]:
             folder, flags = f"{self.build_temp}/{job}", [*common, *jobs[job]]
