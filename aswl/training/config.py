@@ -40,6 +40,8 @@ class TrainConfig:
     """How layers multiply: by masked or kept weights, in one kernel, or as measured faster (this decides the rounding)."""
     thresholding: Literal["firm", "hard"] | None = None
     """Whether kept weights near the threshold fade in (not with fused products); None is the method's default."""
+    pruned_decay: float | None = None
+    """Factor of the weight decay for pruned weights; None is the method's default."""
     attention_lr: float | None = None
     """Learning rate of the attentions; None is the method's default."""
     epochs: int = 20
@@ -94,7 +96,7 @@ class TrainConfig:
             got = f"density={self.density}, gamma={self.gamma}"
             raise ValueError(f"density, gamma: want a number for one and None for the other; got {got}")
         _check("density", self.density is None or 0 < self.density <= 1, "above 0 and at most 1", self.density)
-        for name in ("gamma", "momentum", "weight_decay", "warmup_epochs", "seed"):
+        for name in ("gamma", "momentum", "weight_decay", "pruned_decay", "warmup_epochs", "seed"):
             value = getattr(self, name)
             _check(name, value is None or 0 <= value < math.inf, "0 or more", value)
         for name in ("alpha", "lr", "attention_lr"):

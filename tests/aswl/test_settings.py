@@ -24,6 +24,7 @@ import aswl
         ({"density": 0.1, "steps": 5, "refresh_every": 0}, "refresh_every a whole number >= 1; got 0"),
         ({"density": 0.1, "steps": 5, "band": 1.0}, r"band in \(0, 1\); got 1\.0"),
         ({"density": 0.1, "steps": 5, "dense_gradient": 2}, r"dense_gradient in \[0, 1\].*got 2"),
+        ({"density": 0.1, "steps": 5, "pruned_decay": -1}, "pruned_decay >= 0; got -1"),
         ({"density": 0.1, "steps": 5, "attention_scale": "half"}, "'paper' or 'detached'; got 'half'"),
         ({"density": 0.1, "steps": 5, "attention_gradient": "none"}, "attention_gradient one of .*got 'none'"),
         ({"density": 0.1, "steps": 5, "thresholding": "soft"}, "thresholding one of .*'firm', 'hard'.*got 'soft'"),
@@ -72,14 +73,14 @@ def test_thresholds_are_firm_under_a_budget_and_hard_in_the_paper():
     def layer(**options):
         model = nn.Linear(20, 20)
         sparsifier = aswl.ASWL(model, **options)
-        return model.firm, sparsifier.settings.pruned_gradient(3)
+        return model.firm, sparsifier.settings.pruned_gradient(3), sparsifier.settings.pruned_decay
 
     budget = {"density": 0.25, "schedule": "constant"}
-    assert layer(**budget) == (True, 1.0)
-    assert layer(**budget, thresholding="hard") == (False, 0.5)
-    assert layer(density=0.01, schedule="constant") == (True, 0.25)
-    assert layer(gamma=1.0) == (False, 1.0)
-    assert layer(gamma=1.0, thresholding="firm") == (True, 1.0)
+    assert layer(**budget) == (True, 1.0, 10.0)
+    assert layer(**budget, thresholding="hard") == (False, 0.5, 1.0)
+    assert layer(density=0.01, schedule="constant") == (True, 0.25, 10.0)
+    assert layer(gamma=1.0) == (False, 1.0, 1.0)
+    assert layer(gamma=1.0, thresholding="firm") == (True, 1.0, 1.0)
 
 
 def test_paper_mode_starts_where_the_exponent_has_a_slope():
