@@ -8,7 +8,6 @@ from aswl.schedule import Constant, Schedule, density_schedule, gradient_schedul
 
 PRODUCTS = ("auto", "dense", "fused", "sparse")
 THRESHOLDINGS = ("firm", "hard")
-DECAY = 10.0  # of pruned weights under a firm threshold, times that of all others; chosen by experiment (docs/LOG.md)
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Settings:
     attention_scale: str | None
     attention_gradient: str | None
     dense_gradient: float | Schedule | None
-    pruned_decay: float | None
+    pruned_decay: float
     band: float
     refresh_every: int
     initial_attention: float | None
@@ -65,7 +64,6 @@ class Settings:
         _check(self.thresholding in THRESHOLDINGS, f"thresholding one of {THRESHOLDINGS}", self.thresholding)
         wanted = "thresholding='hard' with products='fused', whose kernels have no other"
         _check(self.products != "fused" or not self.firm, wanted, self.thresholding)
-        self._default("pruned_decay", DECAY if self.firm and not paper else 1.0)
         _check(0 <= self.pruned_decay < float("inf"), "pruned_decay >= 0", self.pruned_decay)
         self._default("attention_scale", "paper" if paper else "detached")
         self._default("attention_gradient", "scale" if paper else "band")

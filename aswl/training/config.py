@@ -41,7 +41,7 @@ class TrainConfig:
     thresholding: Literal["firm", "hard"] | None = None
     """Whether kept weights near the threshold fade in (not with fused products); None is the method's default."""
     pruned_decay: float | None = None
-    """Factor of the weight decay for pruned weights; None is the method's default."""
+    """Factor of the weight decay for pruned weights; None is 1."""
     attention_lr: float | None = None
     """Learning rate of the attentions; None is the method's default."""
     epochs: int = 20

@@ -164,7 +164,7 @@ class Loop:
             refresh_every=config.refresh_every,
             products=config.products,
             thresholding=config.thresholding,
-            pruned_decay=config.pruned_decay,
+            pruned_decay=1.0 if config.pruned_decay is None else config.pruned_decay,
         )
 
     def _param_groups(self) -> Iterable[dict[str, Any]]:

@@ -2,10 +2,13 @@
 
 python -m bench.accuracy --suite mnist [--methods aswl rigl] [--densities 0.05] [--seeds 0 1 2] [--split validation] [--shard 0/2]
     [--threads 1] [--device cpu] [--data DIR] [--results accuracy] [--output runs/accuracy] [--again] [--report]
+    [--options '{"pruned_decay": 10}']
 """
 
 import argparse
+import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -46,6 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("ASWL_DATA", "../shared/data")))
     parser.add_argument("--results", default="accuracy", help="rows go to bench/results/NAME.jsonl")
     parser.add_argument("--output", type=Path, default=Path("runs") / "accuracy", help="folder of the plots")
+    parser.add_argument(
+        "--options", type=json.loads, default={}, help="JSON, over the suite's; such rows are kept, but not reported"
+    )
     parser.add_argument("--again", action="store_true", help="run what has a row, too; the newest row counts")
     parser.add_argument("--report", action="store_true", help="run nothing, report what is there")
     args = parser.parse_args(arguments)
@@ -58,6 +64,9 @@ def main(arguments: list[str] | None = None) -> None:
     runs = [run for run in runs if not args.methods or run.method in args.methods]
     runs = [run for run in runs if not args.densities or run.density in args.densities]
     runs = [run for run in runs if not args.seeds or run.seed in args.seeds]
+    if args.options and len(args.methods or ()) != 1:
+        parser.error("--options: want --methods with the one that they belong to")
+    runs = [replace(run, options={**run.options, **args.options}) for run in runs]
     if not runs:
         parser.error(f"no run of {args.suite} has these models, methods, densities and seeds")
     if not args.report:

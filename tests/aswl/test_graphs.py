@@ -205,7 +205,15 @@ def eager_budget(training, step):
 def test_budgets_are_those_of_the_schedule(schedule, total):
     settings = aswl.settings.Settings(
         **dict.fromkeys(inspect.signature(aswl.settings.Settings).parameters)
-        | {"density": 0.1, "alpha": 1.0, "steps": 10, "schedule": schedule, "min_keep": 1, "band": 0.15}
+        | {
+            "density": 0.1,
+            "alpha": 1.0,
+            "steps": 10,
+            "schedule": schedule,
+            "min_keep": 1,
+            "band": 0.15,
+            "pruned_decay": 1.0,
+        }
         | {"refresh_every": 1, "penalty_target": 0.0, "weight_penalty": 0.0, "products": "auto", "capturable": True}
     )
     structure = SimpleNamespace(total=total, device=torch.device("cpu"))

@@ -64,6 +64,7 @@ def close(got, want):
         {},
         {"attention_gradient": "both"},
         {"dense_gradient": 0.3, "refresh_every": 3},
+        {"pruned_decay": 5.0, "dense_gradient": 0.3},
         {"density": 0.5, "attention_scale": "paper", "schedule": "constant"},
         {"gamma": 0.5},
         {"gamma": 0.5, "attention_gradient": "both"},

@@ -73,14 +73,14 @@ def test_thresholds_are_firm_under_a_budget_and_hard_in_the_paper():
     def layer(**options):
         model = nn.Linear(20, 20)
         sparsifier = aswl.ASWL(model, **options)
-        return model.firm, sparsifier.settings.pruned_gradient(3), sparsifier.settings.pruned_decay
+        return model.firm, sparsifier.settings.pruned_gradient(3)
 
     budget = {"density": 0.25, "schedule": "constant"}
-    assert layer(**budget) == (True, 1.0, 10.0)
-    assert layer(**budget, thresholding="hard") == (False, 0.5, 1.0)
-    assert layer(density=0.01, schedule="constant") == (True, 0.25, 10.0)
-    assert layer(gamma=1.0) == (False, 1.0, 1.0)
-    assert layer(gamma=1.0, thresholding="firm") == (True, 1.0, 1.0)
+    assert layer(**budget) == (True, 1.0)
+    assert layer(**budget, thresholding="hard") == (False, 0.5)
+    assert layer(density=0.01, schedule="constant") == (True, 0.25)
+    assert layer(gamma=1.0) == (False, 1.0)
+    assert layer(gamma=1.0, thresholding="firm") == (True, 1.0)
 
 
 def test_paper_mode_starts_where_the_exponent_has_a_slope():

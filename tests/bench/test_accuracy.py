@@ -51,6 +51,13 @@ def test_grid_holds_every_cell_once():
     assert [run.seed for run in runs] == [0] * 3 + [1] * 3
 
 
+def test_options_make_other_rows(results, capsys):
+    _run(results, "--methods", "gmp-erk", "--seeds", "0", "--options", '{"every": 7}')
+    (row,) = rows.read("accuracy")
+    assert row["run"]["options"] == {"every": 7} and row["exact"]
+    assert "gmp-erk" not in capsys.readouterr().out.split("\n\n", 1)[1]  # the grid's own table has no such cell
+
+
 def test_stopped_grid_goes_on_where_it_was(results, capsys, monkeypatch):
     _run(results)
     whole = _accuracies()
