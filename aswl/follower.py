@@ -73,8 +73,8 @@ class StepFollower:
 
 
 def _decay_(weight: Tensor, pruned: Tensor, group: dict[str, Any], more: float, scale: Tensor | float) -> None:
-    """Decay pruned weights ``more`` times as strongly as the optimizer will on top of that: through the gradient, which
-    comes multiplied by ``scale``, or, where the optimizer's decay is no part of it, themselves.
+    """Decay pruned weights by ``more`` times the weight decay that the optimizer's step will add: through the gradient,
+    which comes multiplied by ``scale``, or, where the optimizer's own is decoupled from it, themselves.
     """
     decay, shrinking = group["weight_decay"], weight.masked_fill(~pruned, 0)
     if group.get("decoupled_weight_decay"):  # which leaves 1 - lr decay

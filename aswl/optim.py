@@ -64,7 +64,7 @@ class FusedStep(Optimizer):
         """Step the ``weights``, which have gradients, through the fused pass; its sums [L, 3], see
         :func:`aswl_kernels.fused_sgd_`, or None and nothing done where an option or a tensor is outside of it.
 
-        ``options``: ``pruned_gradient``, ``pruned_decay`` and ``band``. Raises ``ValueError`` where ``decay_pruned=False`` cannot be met.
+        ``options``: ``pruned_gradient`` and ``band``. Raises ``ValueError`` where ``decay_pruned=False`` cannot be met.
         """
         place = {id(weight): i for i, weight in enumerate(weights)}
         parts = [(g, [p for p in g["params"] if id(p) in place]) for g in self.param_groups]
