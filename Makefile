@@ -8,8 +8,8 @@ BIN := .venv/bin
 train: .venv/ready
 	$(BIN)/aswl train digits --output runs/digits-$$(date +%Y%m%d-%H%M%S) $(ARGS)
 
-test: .venv/ready
-	$(BIN)/pytest -n auto --dist loadfile $(ARGS) # a file to a process: what its tests share is made once
+test: .venv/ready # a file to a process, since what its tests share is made once
+	$(BIN)/pytest -n auto --dist loadfile $(ARGS)
 
 coverage: .venv/ready # nearly doubles the time of kernels in Triton's interpreter
 	$(BIN)/pytest --cov --cov-report=term $(ARGS)
