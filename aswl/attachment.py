@@ -57,7 +57,7 @@ class Follower(Protocol):
         """Refuse gradients on which nothing may move."""
 
     def prepare(self, optimizer: Optimizer, scale: Tensor | float) -> None:
-        """Change the gradients into those that an optimizer of torch is to follow."""
+        """Change the gradients into those that an optimizer of torch is to follow; decay what it does not reach by them."""
 
     def update(self, optimizer: FusedStep, scale: Tensor | float) -> list[Tensor]:
         """Step what the fused pass can take and prepare the other gradients; the weights that were taken."""

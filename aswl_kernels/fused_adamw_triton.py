@@ -18,12 +18,14 @@ class Numbers(NamedTuple):
     log_beta2: float
     eps: float
     decay: float
-    pruned_decay: float  # of pruned weights
+    pruned_decay: float  # the weight decay of pruned weights
 
 
 @triton.jit
 def prepare(lr, step, numbers):
-    """The step's size and the root's factor, which correct the averages' biases, what weight decay leaves, and of that in pruned weights."""
+    """The step's size and the root's factor, which correct the averages' biases; what weight decay leaves, and the
+    fraction of that which is left in pruned weights.
+    """
     size = lr / _one_less_power(numbers.log_beta1, step)
     factor = 1 / tl.sqrt_rn(_one_less_power(numbers.log_beta2, step))
     left = 1 - lr * numbers.decay

@@ -13,7 +13,7 @@ class Numbers(NamedTuple):
     momentum: float
     share: float
     decay: float
-    pruned_decay: float  # of pruned weights
+    pruned_decay: float  # the weight decay of pruned weights
 
 
 @triton.jit

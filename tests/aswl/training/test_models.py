@@ -156,9 +156,7 @@ def test_trains_sparse(name, weights, depthwise_weights):
     pruned = [layer.weight for layer in layers if getattr(layer, "groups", 1) == 1]
     assert sum(weight.numel() for weight in pruned) == weights
     at_threshold = [layer.weight.abs() == layer.threshold for layer in model.modules() if hasattr(layer, "threshold")]
-    ties = sum(
-        max(int(equal.sum()) - 1, 0) for equal in at_threshold
-    )  # all are kept; a few in millions of fp32 weights
+    ties = sum(max(int(equal.sum()) - 1, 0) for equal in at_threshold)  # kept, too: a few in millions of fp32 weights
     surplus = sum(int(weight.count_nonzero()) for weight in pruned) - round(0.05 * weights)
     assert 0 <= surplus <= ties <= 10
     assert sum(int(weight.count_nonzero()) for weight in depthwise) == depthwise_weights
