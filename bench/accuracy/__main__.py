@@ -2,7 +2,7 @@
 
 python -m bench.accuracy --suite mnist [--methods aswl rigl] [--densities 0.05] [--seeds 0 1 2] [--split validation] [--shard 0/2]
     [--threads 1] [--device cpu] [--data DIR] [--results accuracy] [--output runs/accuracy] [--again] [--report]
-    [--options '{"pruned_decay": 10}']
+    [--options '{"pruned_decay": 10}'] [--recipe '{"epochs": 6}']
 """
 
 import argparse
@@ -52,6 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--options", type=json.loads, default={}, help="JSON, over the suite's; such rows are kept, but not reported"
     )
+    parser.add_argument("--recipe", type=json.loads, default={}, help="JSON, over the suite's; not reported, either")
     parser.add_argument("--again", action="store_true", help="run what has a row, too; the newest row counts")
     parser.add_argument("--report", action="store_true", help="run nothing, report what is there")
     args = parser.parse_args(arguments)
@@ -66,7 +67,9 @@ def main(arguments: list[str] | None = None) -> None:
     runs = [run for run in runs if not args.seeds or run.seed in args.seeds]
     if args.options and len(args.methods or ()) != 1:
         parser.error("--options: want --methods with the one that they belong to")
-    runs = [replace(run, options={**run.options, **args.options}) for run in runs]
+    runs = [
+        replace(run, options={**run.options, **args.options}, recipe=replace(run.recipe, **args.recipe)) for run in runs
+    ]
     if not runs:
         parser.error(f"no run of {args.suite} has these models, methods, densities and seeds")
     if not args.report:

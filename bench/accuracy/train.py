@@ -1,6 +1,7 @@
 """One run of a grid: a network trained by a method, evaluated once."""
 
 import random
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -76,7 +77,8 @@ def train(run: Run, folder: Path, device: torch.device) -> dict[str, Any]:
 
     ``accuracy`` in %, None where training ended early, whose reason ``failed`` then tells; ``kept`` of ``size``: weights
     of all layers that count which are not zero at the end, and all of them; ``exact``: whether
-    that is round(density * size); ``densities``: by layer; ``by_epoch``: of all layers at the end of each epoch.
+    that is round(density * size); ``densities``: by layer; ``by_epoch``: of all layers at the end of each epoch, and
+    ``losses``: the mean training loss of each. A line on stderr tells of each epoch.
     """
     random.seed(run.seed)
     torch.manual_seed(run.seed)
@@ -94,9 +96,10 @@ def train(run: Run, folder: Path, device: torch.device) -> dict[str, Any]:
     method.attach(optimizer)
     warmup = recipe.warmup_epochs * len(batches)
     schedule = LambdaLR(optimizer, lambda step: lr_factor(step, steps, warmup, "cosine"))
-    began, failed, by_epoch = time.perf_counter(), None, []
+    began, failed, by_epoch, losses = time.perf_counter(), None, [], []
     try:
         for epoch in range(recipe.epochs):
+            total = torch.zeros((), device=device)
             for x, y in batches.epoch(epoch):
                 with precision(recipe.amp, device):
                     logits = model(x.contiguous(memory_format=torch.channels_last))
@@ -105,7 +108,10 @@ def train(run: Run, folder: Path, device: torch.device) -> dict[str, Any]:
                 loss.backward()
                 optimizer.step()
                 schedule.step()
+                total += loss.detach()
             by_epoch.append(round(method.density, 6))
+            losses.append(round(total.item() / len(batches), 4))
+            print(f"epoch {epoch + 1} of {recipe.epochs}: loss {losses[-1]}, density {by_epoch[-1]}", file=sys.stderr)
             if not loss.isfinite():
                 raise FloatingPointError(f"the loss is {loss.item()} after epoch {epoch + 1}")
     except (DeadLayerError, FloatingPointError) as error:
@@ -126,6 +132,7 @@ def train(run: Run, folder: Path, device: torch.device) -> dict[str, Any]:
         "exact": not failed and sum(kept.values()) == round(run.density * size),
         "densities": {name: round(kept[name] / weight.numel(), 5) for name, weight in weights.items()},
         "by_epoch": by_epoch,
+        "losses": losses,
         "seconds": round(seconds, 1),
         "threads": torch.get_num_threads(),
     }
