@@ -8,15 +8,16 @@ python -m bench.accuracy --suite mnist [--methods aswl rigl] [--densities 0.05] 
 import argparse
 import json
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from bench import rows
 from bench.accuracy import report
 from bench.accuracy.suites import SUITES
-from bench.accuracy.train import Run, train
+from bench.accuracy.train import Recipe, Run, train
 from bench.baselines import METHODS
 
 
@@ -35,6 +36,17 @@ def run_grid(runs: list[Run], data: Path, device: torch.device, results: str, ag
             print(f"  failed: {row['failed']}", flush=True)
 
 
+def _object(text: str) -> dict[str, Any]:
+    """The JSON object of an argument."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"want JSON; got {text!r}: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"want a JSON object; got {text!r}")
+    return value
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--suite", choices=SUITES, required=True)
@@ -50,9 +62,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", default="accuracy", help="rows go to bench/results/NAME.jsonl")
     parser.add_argument("--output", type=Path, default=Path("runs") / "accuracy", help="folder of the plots")
     parser.add_argument(
-        "--options", type=json.loads, default={}, help="JSON, over the suite's; such rows are kept, but not reported"
+        "--options", type=_object, default={}, help="JSON, over the suite's; such rows are kept, but not reported"
     )
-    parser.add_argument("--recipe", type=json.loads, default={}, help="JSON, over the suite's; not reported, either")
+    parser.add_argument("--recipe", type=_object, default={}, help="JSON, over the suite's")
     parser.add_argument("--again", action="store_true", help="run what has a row, too; the newest row counts")
     parser.add_argument("--report", action="store_true", help="run nothing, report what is there")
     args = parser.parse_args(arguments)
@@ -60,16 +72,20 @@ def main(arguments: list[str] | None = None) -> None:
     shard, shards = map(int, args.shard.split("/"))
     if not 0 <= shard < shards:
         parser.error(f"--shard: want I/N with 0 <= I < N; got {args.shard}")
-    grids = [grid for grid in SUITES[args.suite] if not args.models or grid.model in args.models]
+    if unknown := args.recipe.keys() - {field.name for field in fields(Recipe)}:
+        parser.error(f"--recipe: want fields of bench.accuracy.train.Recipe; got {sorted(unknown)}")
+    grids = [
+        replace(grid, recipe=replace(grid.recipe, **args.recipe))
+        for grid in SUITES[args.suite]
+        if not args.models or grid.model in args.models
+    ]
     runs = [run for grid in grids for run in grid.runs(args.split)]
     runs = [run for run in runs if not args.methods or run.method in args.methods]
     runs = [run for run in runs if not args.densities or run.density in args.densities]
     runs = [run for run in runs if not args.seeds or run.seed in args.seeds]
     if args.options and len(args.methods or ()) != 1:
         parser.error("--options: want --methods with the one that they belong to")
-    runs = [
-        replace(run, options={**run.options, **args.options}, recipe=replace(run.recipe, **args.recipe)) for run in runs
-    ]
+    runs = [replace(run, options={**run.options, **args.options}) for run in runs]
     if not runs:
         parser.error(f"no run of {args.suite} has these models, methods, densities and seeds")
     if not args.report:

@@ -1,7 +1,7 @@
 """The accuracy grids' runner, on digits that take seconds."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -58,6 +58,15 @@ def test_options_make_other_rows(results, capsys):
     assert "gmp-erk" not in capsys.readouterr().out.split("\n\n", 1)[1]  # the grid's own table has no such cell
 
 
+def test_another_recipe_makes_another_table(results, capsys):
+    _run(results, "--methods", "gmp-erk", "--seeds", "0", "--recipe", '{"epochs": 3}')
+    (row,) = rows.read("accuracy")
+    assert row["run"]["recipe"] == asdict(RECIPE) | {"epochs": 3} and len(row["losses"]) == 3
+    told = capsys.readouterr()
+    assert "3 epochs" in told.out and "| 5.0% | gmp-erk |" in told.out
+    assert f"epoch 3 of 3: loss {row['losses'][-1]}" in told.err
+
+
 def test_stopped_grid_goes_on_where_it_was(results, capsys, monkeypatch):
     _run(results)
     whole = _accuracies()
@@ -99,6 +108,9 @@ def test_options_choose_cells(results, monkeypatch):
         (["--densities", "0.03"], "no run of tiny has these"),
         (["--models", "resnet2O"], "no run of tiny has these"),
         (["--shard", "2/2"], "want I/N with 0 <= I < N; got 2/2"),
+        (["--recipe", "epochs"], "want JSON; got 'epochs'"),
+        (["--recipe", "[3]"], "want a JSON object; got '[3]'"),
+        (["--recipe", '{"epoch": 3}'], "want fields of bench.accuracy.train.Recipe; got ['epoch']"),
     ],
 )
 def test_what_asks_for_nothing_is_refused(results, capsys, options, match):
@@ -120,6 +132,7 @@ def test_rows_tell_what_was_kept(results):
     run = Run("lenet300", "digits", 0.05, "aswl", 0, RECIPE)
     row = train(run, results, torch.device("cpu"))
     assert row["kept"] == round(0.05 * row["size"]) and row["exact"]
+    assert row["losses"][1] < row["losses"][0] < 2.5
     assert len(row["by_epoch"]) == 2 and row["by_epoch"][-1] == pytest.approx(0.05, abs=1e-4)
     assert (
         sum(round(share * size) for share, size in zip(row["densities"].values(), (19200, 30000, 1000))) == row["kept"]
