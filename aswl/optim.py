@@ -17,19 +17,9 @@ class FusedStep(Optimizer):
 
     ``takers``, one for each attached sparsifier: updates its pruned weights, and returns those that the parent must not
     touch again.
-    ``decay_pruned``: whether weight decay reaches pruned weights; an option of each parameter group.
     """
 
     takers: tuple[Callable[[], list[Tensor]], ...] = ()
-
-    def __init__(self, params: Any, *args: Any, decay_pruned: bool = True, **options: Any):
-        super().__init__(params, *args, **options)
-        self.defaults["decay_pruned"] = decay_pruned
-        self._complete_groups()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._complete_groups()  # a state of torch's optimizer lacks our option
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """As the parent's; the pruned weights of an attached sparsifier go first, and through the fused pass."""
@@ -57,14 +47,12 @@ class FusedStep(Optimizer):
         weights: list[Tensor],
         thresholds: list[Tensor],
         grad_scale: Tensor | None,
-        *,
-        pruned_decay: float,
         **options: float,
     ) -> Tensor | None:
         """Step the ``weights``, which have gradients, through the fused pass; its sums [L, 3], see
         :func:`aswl_kernels.fused_sgd_`, or None and nothing done where an option or a tensor is outside of it.
 
-        ``options``: ``pruned_gradient`` and ``band``. Raises ``ValueError`` where ``decay_pruned=False`` cannot be met.
+        ``options``: ``pruned_decay``, ``pruned_gradient`` and ``band``.
         """
         place = {id(weight): i for i, weight in enumerate(weights)}
         parts = [(g, [p for p in g["params"] if id(p) in place]) for g in self.param_groups]
@@ -73,25 +61,17 @@ class FusedStep(Optimizer):
         if not held or not all(
             _is_plain(group, members) and self._is_covered(group, members) for group, members in parts
         ):
-            if any(group["weight_decay"] and not group["decay_pruned"] for group, _ in parts):
-                raise ValueError("decay_pruned=False: want options that the fused pass covers; got others")
             return None
         sums: list[Any] = [None] * len(weights)
         for group, members in parts:
             for alike in self._alike(group, members):
                 where = [place[id(weight)] for weight in alike]
-                decay = pruned_decay if group["decay_pruned"] else 0.0
-                shared = {"grad_scale": grad_scale, "pruned_decay": decay, **options}
-                got = self._pass(group, alike, [thresholds[i] for i in where], **shared)
+                got = self._pass(group, alike, [thresholds[i] for i in where], grad_scale=grad_scale, **options)
                 if len(where) == len(weights) and where == sorted(where):
                     return got
                 for i, row in zip(where, got):
                     sums[i] = row
         return torch.stack(sums)
-
-    def _complete_groups(self) -> None:
-        for group in self.param_groups:
-            group.setdefault("decay_pruned", self.defaults.get("decay_pruned", True))
 
     def _is_covered(self, group: Group, weights: list[Tensor]) -> bool:
         """Whether the pass does what the group's options and the weights' states ask for."""
@@ -106,7 +86,7 @@ class FusedStep(Optimizer):
 
 
 class SGD(FusedStep, torch.optim.SGD):
-    """``torch.optim.SGD``: the same arguments, states and results; ``decay_pruned=False`` spares pruned weights the decay.
+    """``torch.optim.SGD``: the same arguments, states and results.
 
     Attached to a sparsifier, the pruned weights take one fused pass per step, unless an option is outside of it
     (``differentiable``, tensor ``weight_decay``, sparse gradients): then torch's step with hooks. A tensor ``lr`` on the
@@ -133,8 +113,7 @@ class SGD(FusedStep, torch.optim.SGD):
 
 
 class AdamW(FusedStep, torch.optim.AdamW):
-    """``torch.optim.AdamW``: the same arguments, states and results; ``decay_pruned=False`` spares pruned weights the
-    decay.
+    """``torch.optim.AdamW``: the same arguments, states and results.
 
     Attached to a sparsifier, the pruned weights take one fused pass per step, unless an option is outside of it
     (``amsgrad``, ``differentiable``, tensor options other than ``lr``): then torch's step with hooks.

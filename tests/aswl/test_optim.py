@@ -125,30 +125,17 @@ def test_states_go_both_ways(name):
         other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
         close(train(twin, other, 10, begin=10), train(model, optimizer, 10, begin=10))
         assert other.state_dict()["state"].keys() == optimizer.state_dict()["state"].keys()
-        keys = [set(o.state_dict()["param_groups"][0]) - {"decay_pruned"} for o in (optimizer, other)]
+        keys = [o.state_dict()["param_groups"][0].keys() for o in (optimizer, other)]
         assert keys[0] == keys[1]
-
-
-@kinds
-def test_decay_pruned_survives_a_foreign_state(name):
-    ours, theirs = KINDS[name]
-    p = [nn.Parameter(torch.ones(2))]
-    optimizer = ours(p, lr=0.1, decay_pruned=False)
-    optimizer.load_state_dict(theirs(p, lr=0.2).state_dict())
-    (group,) = optimizer.param_groups
-    assert group["lr"] == 0.2 and group["decay_pruned"] is False
-    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
-    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "decay_pruned": True})
-    assert [g["decay_pruned"] for g in optimizer.param_groups] == [False, False, True]
 
 
 @kinds
 def test_pickle_and_deepcopy(name):
     model = net()
-    optimizer = KINDS[name][0](model.parameters(), lr=0.1, decay_pruned=False)
+    optimizer = KINDS[name][0](model.parameters(), lr=0.1)
     train(model, optimizer, 2)
     for twin in (pickle.loads(pickle.dumps(optimizer)), copy.deepcopy(optimizer)):
-        assert type(twin) is type(optimizer) and twin.param_groups[0]["decay_pruned"] is False
+        assert type(twin) is type(optimizer)
         torch.testing.assert_close(twin.state_dict(), optimizer.state_dict())
         twin.step()
 
@@ -265,31 +252,17 @@ def test_outside_the_pass_it_is_torchs_step_with_hooks(name, options, monkeypatc
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
-def test_decay_pruned():
+@kinds
+def test_no_decay_of_pruned_weights(name):
     """Without gradients at pruned weights, those that are not decayed do not move at all."""
-    for name in KINDS:
-        model, _, optimizer = sparse(
-            KINDS[name][0],
-            {"lr": 0.1, "weight_decay": 0.5, "decay_pruned": False},
-            schedule="constant",
-            dense_gradient=0.0,
-        )
-        layer = model[2]
-        pruned = layer.weight.abs() < layer.threshold
-        before = layer.weight.clone()
-        train(model, optimizer, 1)
-        moved = layer.weight != before
-        assert not moved[pruned].any() and moved[~pruned].all()
-
-
-def test_decay_pruned_must_be_met():
-    model, _, optimizer = sparse(
-        aswl.optim.AdamW, {"lr": 0.1, "amsgrad": True, "decay_pruned": False, "weight_decay": 0.1}
-    )
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(ValueError, match="decay_pruned=False: want options that the fused pass covers"):
-        train(model, optimizer, 1)
-    assert all(value.equal(before[key]) for key, value in model.state_dict().items())
+    method = {"schedule": "constant", "dense_gradient": 0.0, "pruned_decay": 0.0}
+    model, _, optimizer = sparse(KINDS[name][0], {"lr": 0.1, "weight_decay": 0.5}, **method)
+    layer = model[2]
+    pruned = layer.weight.abs() < layer.threshold
+    before = layer.weight.clone()
+    train(model, optimizer, 1)
+    moved = layer.weight != before
+    assert not moved[pruned].any() and moved[~pruned].all()
 
 
 @kinds
