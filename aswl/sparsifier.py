@@ -48,11 +48,11 @@ class ASWL:
     with ``density`` it follows the density r asked for then: min(1, r / 2%)^2 under a firm threshold, the square root
     of r under a hard one. ``pruned_decay``: factor of the optimizer's weight decay for pruned weights; above 1 they forget
     sooner, which long trainings may want (``docs/method.md``). ``band``: half-width, relative to the threshold.
-    ``refresh_every``: updates between two refreshes of the thresholds. ``initial_attention``, ``penalty_target`` (r) and ``weight_penalty`` (lambda) belong to
-    the paper's loss. ``products``: "sparse" computes outputs and input gradients with the kept weights alone, "dense"
-    with masked weights, "fused" masks within the product's kernel, "auto" does what was measured to be faster, shape by
-    shape: on a CPU by itself (eager fp32), on a GPU, under hard thresholds, by ``aswl bench --tune`` (:meth:`summary`
-    shows it).
+    ``refresh_every``: updates between two refreshes of the thresholds. ``initial_attention``, ``penalty_target`` (r) and
+    ``weight_penalty`` (lambda) belong to the paper's loss. ``products``: "sparse" computes outputs and input gradients
+    with the kept weights alone, "dense" with masked weights, "fused" masks within the product's kernel, "auto" does what
+    was measured to be faster, shape by shape: on a CPU by itself (eager fp32), on a GPU, under hard thresholds, by
+    ``aswl bench --tune`` (:meth:`summary` shows it).
     ``backward_density``: restricts the weights' gradients to this fraction of the largest weights (Top-KAST, arXiv
     2106.03517), at least ``density``; None is all. ``capturable``: a step can be captured in a CUDA graph (see
     ``docs/method.md``); schedules are then called for all ``steps`` beforehand. ``guard``: the check for dead or
