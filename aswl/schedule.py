@@ -50,10 +50,15 @@ class Following:
         return self.function(self.of(step))
 
 
-def density_schedule(kind: str | Schedule, density: float, steps: int | None) -> Schedule:
-    """The schedule of that name from density 1 to ``density``: "cubic" or "linear", over the first 70% of ``steps``,
-    or "constant"; a callable is returned as it is. Raises ``ValueError`` for another name or missing steps.
+def density_schedule(
+    kind: str | Schedule, density: float, steps: int | None, begin: float = 0.0, end: float = 0.7
+) -> Schedule:
+    """The schedule of that name from density 1 to ``density``: "cubic" or "linear", between the fractions ``begin`` and
+    ``end`` of ``steps``, or "constant"; a callable is returned as it is. Raises ``ValueError`` for another name, missing
+    steps, and fractions that are none.
     """
+    if not 0 <= begin <= end <= 1:
+        raise ValueError(f"ASWL: want 0 <= begin <= end <= 1, fractions of steps; got begin={begin}, end={end}")
     if callable(kind):
         return kind
     if kind == "constant":
@@ -63,7 +68,7 @@ def density_schedule(kind: str | Schedule, density: float, steps: int | None) ->
         raise ValueError(f"ASWL: want schedule 'cubic', 'linear', 'constant' or a callable; got {kind!r}")
     if steps is None:
         raise ValueError(f"ASWL: schedule {kind!r} wants steps=, the number of optimizer updates; got None")
-    return Polynomial(1.0, density, 0, 0.7 * steps, powers[kind])
+    return Polynomial(1.0, density, begin * steps, end * steps, powers[kind])
 
 
 def hard_factor(density: float) -> float:

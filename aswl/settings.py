@@ -22,6 +22,8 @@ class Settings:
     alpha: float
     steps: int | None
     schedule: str | Schedule
+    begin: float
+    end: float
     min_keep: int
     attention_scale: str | None
     attention_gradient: str | None
@@ -76,7 +78,7 @@ class Settings:
         _check(self.attention_gradient in known, f"attention_gradient one of {known}", self.attention_gradient)
         _check(0 < self.initial_attention <= 1, "initial_attention in (0, 1]", self.initial_attention)
         if not paper:
-            self._default("target", density_schedule(self.schedule, self.density, self.steps))
+            self._default("target", density_schedule(self.schedule, self.density, self.steps, self.begin, self.end))
         self._default("pruned_gradient", gradient_schedule(self.dense_gradient, self.target, self.firm))
         if self.target is not None:
             for step in range(self.steps + 1 if self.capturable and self.steps else 1):

@@ -33,8 +33,9 @@ class ASWL:
     Exactly one of the two modes is chosen:
 
     ``density``: the fraction of weights to keep, in (0, 1]. ``schedule`` ("cubic", "linear", "constant", or a callable
-    from updates done to density) leads there over the first 70% of ``steps`` optimizer updates, and after each update
-    exactly ``round(density * n)`` of all n weights are kept, shared out by the attentions.
+    from updates done to density) leads there between the fractions ``begin`` and ``end`` of ``steps`` optimizer updates
+    (of "cubic" and "linear"), and after each update exactly ``round(density * n)`` of all n weights are kept, shared out
+    by the attentions.
     ``gamma``: the paper's mode. Add :meth:`penalty` to the loss; where the density ends is a matter of its strength.
 
     ``include``, ``exclude``: shell globs of module names (None is all); frozen layers, and depthwise convolutions unless
@@ -71,6 +72,8 @@ class ASWL:
         alpha: float = 1.0,
         steps: int | None = None,
         schedule: str | Schedule = "cubic",
+        begin: float = 0.0,
+        end: float = 0.7,
         include: Iterable[str] | None = None,
         exclude: Iterable[str] = (),
         depthwise: bool = False,
@@ -96,6 +99,8 @@ class ASWL:
             alpha=alpha,
             steps=steps,
             schedule=schedule,
+            begin=begin,
+            end=end,
             min_keep=min_keep,
             attention_scale=attention_scale,
             attention_gradient=attention_gradient,

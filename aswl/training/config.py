@@ -32,6 +32,10 @@ class TrainConfig:
     """Exponent of the pruning ratio (1 - attention)^alpha."""
     schedule: Literal["cubic", "linear", "constant"] = "cubic"
     """The way from density 1 to the one asked for."""
+    begin: float | None = None
+    """Fraction of training after which the density begins to fall; None is the method's default."""
+    end: float | None = None
+    """Fraction of training after which it is the one asked for; None is the method's default."""
     exclude: tuple[str, ...] = ()
     """Globs of the layers that stay dense."""
     refresh_every: int = 1

@@ -153,6 +153,7 @@ class Loop:
 
     def _sparsify(self) -> ASWL:
         config = self.config
+        asked = {name: getattr(config, name) for name in ("begin", "end", "pruned_decay")}
         return ASWL(
             self.model,
             density=config.density,
@@ -164,7 +165,7 @@ class Loop:
             refresh_every=config.refresh_every,
             products=config.products,
             thresholding=config.thresholding,
-            pruned_decay=1.0 if config.pruned_decay is None else config.pruned_decay,
+            **{name: value for name, value in asked.items() if value is not None},
         )
 
     def _param_groups(self) -> Iterable[dict[str, Any]]:

@@ -21,6 +21,13 @@ def test_density(kind, values):
     assert {step: schedule(step) for step in values} == pytest.approx(values, abs=1e-12)
 
 
+def test_density_between_two_fractions():
+    schedule = density_schedule("linear", 0.2, 100, begin=0.2, end=0.6)
+    assert [schedule(step) for step in (0, 20, 30, 40, 60, 100)] == pytest.approx([1, 1, 0.8, 0.6, 0.2, 0.2])
+    at_once = density_schedule("cubic", 0.2, 100, begin=0.5, end=0.5)
+    assert [at_once(step) for step in (49, 50)] == [1, 0.2]
+
+
 def test_density_never_rises():
     schedule = density_schedule("cubic", 0.02, 1000)
     values = [schedule(step) for step in range(1200)]

@@ -19,6 +19,8 @@ import aswl
         ({"density": 0.1, "steps": 0}, "steps a whole number >= 1; got 0"),
         ({"density": 0.1, "steps": 2.5}, r"steps a whole number >= 1; got 2\.5"),
         ({"density": 0.1, "steps": 5, "schedule": "square"}, "'constant' or a callable; got 'square'"),
+        ({"density": 0.1, "steps": 5, "begin": 0.8}, "0 <= begin <= end <= 1.*got begin=0.8, end=0.7"),
+        ({"density": 0.1, "steps": 5, "end": 1.5}, "0 <= begin <= end <= 1.*got begin=0.0, end=1.5"),
         ({"density": 0.1, "steps": 5, "alpha": 0}, "alpha > 0; got 0"),
         ({"density": 0.1, "steps": 5, "min_keep": 0}, "min_keep a whole number >= 1; got 0"),
         ({"density": 0.1, "steps": 5, "refresh_every": 0}, "refresh_every a whole number >= 1; got 0"),

@@ -143,6 +143,14 @@ def test_adamw_warm_up_and_excluded_layers(tmp_path):
     assert loop.score.accuracy > 0.8
 
 
+@pytest.mark.parametrize("asked", [{}, {"begin": 0.5, "end": 0.75}, {"pruned_decay": 3.0}])
+def test_options_that_are_none_are_the_methods_own(asked, tmp_path):
+    settings = make_loop(tiny(tmp_path, **asked))[0].sparsifier.settings
+    defaults = aswl.ASWL(nn.Linear(4, 4), density=0.5, steps=5).settings
+    for name in ("begin", "end", "pruned_decay"):
+        assert getattr(settings, name) == asked.get(name, getattr(defaults, name))
+
+
 def test_the_report_tells_of_the_trainings_products(tmp_path, monkeypatch):
     """Not of those of one image more, for which another kind may be faster."""
     batches, forward = set(), SparseLinear.forward
