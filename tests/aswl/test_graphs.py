@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import inspect
 import re
 import runpy
 import sys
@@ -203,19 +202,7 @@ def eager_budget(training, step):
 @pytest.mark.parametrize("total", [1000, 34300, 10**9 + 7])
 @pytest.mark.parametrize("schedule", ["cubic", "linear", "constant"])
 def test_budgets_are_those_of_the_schedule(schedule, total):
-    settings = aswl.settings.Settings(
-        **dict.fromkeys(inspect.signature(aswl.settings.Settings).parameters)
-        | {
-            "density": 0.1,
-            "alpha": 1.0,
-            "steps": 10,
-            "schedule": schedule,
-            "min_keep": 1,
-            "band": 0.15,
-            "pruned_decay": 1.0,
-        }
-        | {"refresh_every": 1, "penalty_target": 0.0, "weight_penalty": 0.0, "products": "auto", "capturable": True}
-    )
+    settings = aswl.ASWL(nn.Linear(4, 4), density=0.1, steps=10, schedule=schedule, capturable=True).settings
     structure = SimpleNamespace(total=total, device=torch.device("cpu"))
     clock, device_clock = Clock(settings, structure), DeviceClock(settings, structure)
     for step in range(14):
