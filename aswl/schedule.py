@@ -50,9 +50,7 @@ class Following:
         return self.function(self.of(step))
 
 
-def density_schedule(
-    kind: str | Schedule, density: float, steps: int | None, begin: float = 0.0, end: float = 0.7
-) -> Schedule:
+def density_schedule(kind: str | Schedule, density: float, steps: int | None, begin: float, end: float) -> Schedule:
     """The schedule of that name from density 1 to ``density``: "cubic" or "linear", between the fractions ``begin`` and
     ``end`` of ``steps``, or "constant"; a callable is returned as it is. Raises ``ValueError`` for another name, missing
     steps, and fractions that are none.
